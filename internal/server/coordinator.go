@@ -1,0 +1,25 @@
+package server
+
+import (
+	"context"
+
+	"github.com/assent-tx/assent/internal/node"
+)
+
+// Coordinator is what the API needs of a node; *node.Node implements it.
+//
+// A context that ends stops the waiting, not the transaction: Submit then
+// returns the current state of a transaction that is known to be durable, and
+// reason.OutcomeUnknown (with the id) where even that is not known.
+type Coordinator interface {
+	Submit(ctx context.Context, s node.Submission) (node.Transaction, error)
+	Transaction(ctx context.Context, id string) (node.Transaction, error)
+	Transactions(ctx context.Context, q node.ListQuery) (node.TransactionPage, error)
+	Rollback(ctx context.Context, id string) (node.Transaction, error)
+	Resolve(ctx context.Context, id, note string) (node.Transaction, error)
+	PutService(ctx context.Context, s node.ServiceSpec) (node.Service, error)
+	Service(ctx context.Context, name string) (node.Service, error)
+	Services(ctx context.Context) ([]node.Service, error)
+	DeleteService(ctx context.Context, name string) (node.Service, error)
+	Health() node.Health
+}
