@@ -83,7 +83,8 @@ type Branch struct {
 	ID      string // decimal, 1-based
 	Service string
 	// State: waiting (nothing sent), preparing, prepared, read_only, refused,
-	// committing, committed, rolling_back, rolled_back, hazard.
+	// committing, committed, rolling_back, rolled_back, hazard, not_contacted (aborted
+	// before anybody was asked).
 	State      string
 	Vote       string   // yes, no, read_only; empty if not known (votes are not logged)
 	Results    [][]byte // JSON values of the participant's prepare answer; best effort after a failover

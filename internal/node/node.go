@@ -1,0 +1,176 @@
+// Package node is the real driver of the shards: goroutines, the real clock,
+// timers, leadership and routing. All decisions are made in internal/shard.
+//
+//	client goroutine: validate, route, encode BEGIN --+
+//	participant answers ------------------------------+--> runner loop (one per shard)
+//	applied entries, leadership, timer ---------------+      Step / Apply, then Ready:
+//	                                                          Entries -> proposer goroutine -> log
+//	                                                          Calls   -> rm.Caller
+//	                                                          Replies -> waiting client goroutines
+//
+// One goroutine owns each shard; it never waits for the log, a participant or a
+// client.
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/replog"
+	"github.com/assent-tx/assent/internal/rm"
+	"github.com/assent-tx/assent/internal/shard"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// Config of a node. Zero durations and counts mean the defaults.
+type Config struct {
+	Name    string
+	Shards  uint32
+	Cluster [16]byte
+	Shard   shard.Config // per shard; Shard, Shards, Node and Cluster are filled in
+
+	DefaultMaxInFlight    int           // of a service that names none
+	DefaultPrepareTimeout time.Duration // of one try
+	DefaultFinishTimeout  time.Duration // of one try of commit or rollback
+	InboxLimit            int           // events that wait for a shard; senders then wait
+
+	Logger *slog.Logger
+}
+
+func (c *Config) fill() {
+	if c.Shards == 0 {
+		c.Shards = 1
+	}
+	if c.DefaultMaxInFlight == 0 {
+		c.DefaultMaxInFlight = 128
+	}
+	if c.DefaultPrepareTimeout == 0 {
+		c.DefaultPrepareTimeout = 3 * time.Second
+	}
+	if c.DefaultFinishTimeout == 0 {
+		c.DefaultFinishTimeout = 10 * time.Second
+	}
+	if c.InboxLimit == 0 {
+		c.InboxLimit = 8192
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Node runs the shards of one process.
+type Node struct {
+	cfg      Config
+	caller   rm.Caller
+	log      *slog.Logger
+	started  time.Time
+	runners  []*runner
+	registry atomic.Pointer[registry] // local copy of shard 0's
+	tokens   atomic.Uint64
+	listing  chan struct{} // one scan of a shard's transactions at a time
+	metrics  *Metrics
+	stop     chan struct{}
+	stopOnce sync.Once
+	loops    sync.WaitGroup
+}
+
+// New starts the shards' loops. They follow until Start gives them a log.
+func New(cfg Config, caller rm.Caller, metrics *Metrics) *Node {
+	cfg.fill()
+	n := &Node{cfg: cfg, caller: caller, log: cfg.Logger, started: time.Now(), listing: make(chan struct{}, 1), metrics: metrics, stop: make(chan struct{})}
+	n.registry.Store(&registry{})
+	for i := range cfg.Shards {
+		sc := cfg.Shard
+		sc.Shard, sc.Shards, sc.Node, sc.Cluster = i, cfg.Shards, cfg.Name, cfg.Cluster
+		n.runners = append(n.runners, newRunner(n, sc))
+	}
+	for _, r := range n.runners {
+		n.loops.Go(r.loop)
+	}
+	if metrics != nil {
+		metrics.node.Store(n)
+	}
+	return n
+}
+
+// Machine is what the log of a shard applies to.
+func (n *Node) Machine(shard uint32) replog.Machine { return n.runners[shard] }
+
+// Start connects the shards to their logs.
+func (n *Node) Start(group func(shard uint32) replog.Group) {
+	for i, r := range n.runners {
+		g := group(uint32(i))
+		n.loops.Go(func() { r.propose(g) })
+		n.loops.Go(func() { r.watch(g) })
+	}
+}
+
+// Close ends the calls to participants and the loops. The log must be closed
+// before: its last entries still need the loops.
+func (n *Node) Close() {
+	n.stopOnce.Do(func() { close(n.stop) })
+	n.caller.Close()
+	n.loops.Wait()
+}
+
+// now is the driver's clock.
+func (n *Node) now() shard.Time {
+	t := time.Now()
+	return shard.Time{MonoUs: 1 + t.Sub(n.started).Microseconds(), WallMs: uint64(t.UnixMilli())}
+}
+
+// NewID makes a UUIDv7 of this moment.
+func NewID() txnid.ID {
+	var random [10]byte
+	_, _ = rand.Read(random[:]) // never fails: it ends the process instead
+	return txnid.New(uint64(time.Now().UnixMilli()), random)
+}
+
+func (n *Node) home(id txnid.ID) *runner { return n.runners[id.Shard(n.cfg.Shards)] }
+
+// errStopping is the answer of a node that is being closed.
+func errStopping() *reason.Error {
+	err := reason.New(reason.NotReady, "try again; with the same id the request is executed once", "the coordinator is shutting down")
+	err.RetryAfterMs = 500
+	return err
+}
+
+// Health tells what /healthz and /readyz need.
+func (n *Node) Health() Health {
+	h := Health{Ready: true, Message: "ready"}
+	for i, r := range n.runners {
+		s := r.health()
+		h.Shards = append(h.Shards, s)
+		if !s.Leading {
+			h.Ready = false
+			h.Message = fmt.Sprintf("shard %d has no leader here yet", i)
+		}
+	}
+	select {
+	case <-n.stop:
+		h.Ready, h.Message = false, "shutting down"
+	default:
+	}
+	return h
+}
+
+// WaitReady returns when every shard leads.
+func (n *Node) WaitReady(ctx context.Context) error {
+	for _, r := range n.runners {
+		select {
+		case <-r.ledOnce:
+		case <-n.stop:
+			return errStopping()
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), errors.New(n.Health().Message))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,67 @@
+package node
+
+import (
+	"sort"
+	"time"
+
+	"github.com/assent-tx/assent/internal/rm"
+	"github.com/assent-tx/assent/internal/txn"
+)
+
+// registry is the local, read-only copy of shard 0's services. It is a hint: what
+// is taken from it into a BEGIN names the generation, and the shard refuses one
+// that is outdated.
+type registry struct {
+	byName map[string]*registered
+}
+
+// registered is one service. It is immutable.
+type registered struct {
+	service  *txn.Service
+	endpoint rm.Endpoint
+}
+
+// publish copies the registry for readers outside the loop, if it has changed.
+func (r *runner) publish() {
+	st := r.sh.State()
+	if r.idx != 0 || st.RegistryVersion() == r.published {
+		return
+	}
+	r.published = st.RegistryVersion()
+	old := r.n.registry.Load()
+	services := st.Services()
+	next := &registry{byName: make(map[string]*registered, len(services))}
+	for _, v := range services {
+		e := old.byName[v.Name]
+		if e == nil || e.service != v {
+			e = &registered{service: v, endpoint: r.n.endpoint(v)}
+		}
+		next.byName[v.Name] = e
+	}
+	for name := range old.byName { // order does not matter: each is dropped by itself
+		if next.byName[name] == nil {
+			r.n.metrics.forgetService(name)
+		}
+	}
+	r.n.registry.Store(next)
+}
+
+func (n *Node) endpoint(v *txn.Service) rm.Endpoint {
+	return rm.Endpoint{
+		Generation: v.Generation,
+		PrepareURL: v.PrepareURL, CommitURL: v.CommitURL, RollbackURL: v.RollbackURL, StatusURL: v.StatusURL,
+		ReadOnly: v.Capabilities&txn.ReadOnly != 0, OnePhase: v.Capabilities&txn.OnePhase != 0,
+		MaxInFlight:    int(v.MaxInFlight),
+		PrepareTimeout: time.Duration(v.PrepareTimeoutMs) * time.Millisecond,
+		FinishTimeout:  time.Duration(v.FinishTimeoutMs) * time.Millisecond,
+	}
+}
+
+func (reg *registry) names() []string {
+	names := make([]string, 0, len(reg.byName))
+	for name := range reg.byName {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
+}

@@ -1,0 +1,400 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"time"
+
+	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/shard"
+	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// Submit starts a one-shot transaction, or finds the one that its id names, and
+// waits as s.Wait says. The context bounds the wait, not the transaction.
+func (n *Node) Submit(ctx context.Context, s Submission) (Transaction, error) {
+	id := NewID()
+	if s.ID != "" {
+		var err error
+		if id, err = parseID(s.ID); err != nil {
+			return Transaction{}, err
+		}
+	}
+	// A registry copy can be outdated by the time the record is applied: the shard
+	// then refuses it, stores nothing, and the request is computed anew.
+	for try := 0; ; try++ {
+		t, err := n.submitOnce(ctx, id, &s)
+		if err == nil || try == 2 || err.Code != reason.UnknownService || !n.registryKnows(&s) {
+			if err != nil {
+				return t, err
+			}
+			return t, nil
+		}
+	}
+}
+
+func (n *Node) registryKnows(s *Submission) bool {
+	reg := n.registry.Load()
+	for i := range s.Operations {
+		if reg.byName[s.Operations[i].Service] == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (n *Node) submitOnce(ctx context.Context, id txnid.ID, s *Submission) (Transaction, *reason.Error) {
+	r := n.home(id)
+	b, wait, err := n.begin(ctx, id, s)
+	if err != nil {
+		// A retry of a known id is answered by its record, also when its service is
+		// gone by now.
+		if err.Code == reason.UnknownService || err.Code == reason.ServiceDraining {
+			if t, known := n.known(ctx, id, s); known {
+				return t, nil
+			}
+		}
+		return Transaction{}, err
+	}
+	token := shard.Token(n.tokens.Add(1))
+	rep := r.do(ctx, token, &shard.Submit{Token: token, ID: id, Digest: b.Digest, Begin: txn.AppendBegin(nil, b), Wait: wait}, &shard.Cancel{ID: id})
+	return n.transaction(&rep)
+}
+
+// known returns the transaction of a repeated submission.
+func (n *Node) known(ctx context.Context, id txnid.ID, s *Submission) (Transaction, bool) {
+	if s.ID == "" {
+		return Transaction{}, false
+	}
+	same := false
+	err := n.home(id).run(ctx, func(sh *shard.Shard) {
+		t := sh.State().Get(id)
+		same = t != nil && (t.NeverBegun || t.Digest == submissionDigest(s, n.timeoutMs(s)))
+	})
+	if err != nil || !same {
+		return Transaction{}, false
+	}
+	t, err := n.Transaction(ctx, id.String())
+	t.Replayed = true
+	return t, err == nil
+}
+
+func (n *Node) timeoutMs(s *Submission) uint32 {
+	if s.Timeout <= 0 {
+		return n.runners[0].sh.DefaultTimeoutMs()
+	}
+	return uint32(min(max(s.Timeout.Milliseconds(), 1), 1<<31))
+}
+
+// begin computes the BEGIN record: branches in order of their first operation,
+// the folded lock set, the digests.
+func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begin, shard.WaitMode, *reason.Error) {
+	if len(s.Operations) == 0 {
+		return nil, 0, reason.New(reason.EmptyOperations, "name at least one operation", "the transaction has no operations")
+	}
+	b := &txn.Begin{ID: id, TimeoutMs: n.timeoutMs(s), TraceParent: s.TraceParent, Branches: make([]txn.BeginBranch, 0, min(len(s.Operations), 4))}
+	b.Digest = submissionDigest(s, b.TimeoutMs)
+	reg := n.registry.Load()
+	needs := make([]lock.Need, 0, 4*len(s.Operations))
+	isolated := false
+	var only *txn.Service
+	for i := range s.Operations {
+		op := &s.Operations[i]
+		e := reg.byName[op.Service]
+		if e == nil {
+			return nil, 0, n.confirmUnknown(ctx, op.Service)
+		}
+		v := e.service
+		if v.Draining {
+			return nil, 0, drainingError(v.Name)
+		}
+		only = v
+		isolated = isolated || v.Isolated
+		at := branchOf(b.Branches, v.Name)
+		if at < 0 {
+			at = len(b.Branches)
+			b.Branches = append(b.Branches, txn.BeginBranch{Service: v.Name, Generation: v.Generation, Isolated: v.Isolated})
+		}
+		b.Branches[at].Ops = append(b.Branches[at].Ops, op.Payload)
+		var err *reason.Error
+		if needs, err = n.needs(needs, op, v); err != nil {
+			return nil, 0, err
+		}
+	}
+	for i := range b.Branches {
+		b.Branches[i].Digest = payloadDigest(b.Branches[i].Ops)
+	}
+	b.OnePhase = len(b.Branches) == 1 && only.Capabilities&txn.OnePhase != 0
+	b.Locks = lock.Fold(needs)
+	return b, waitMode(s.Wait, isolated), nil
+}
+
+func drainingError(service string) *reason.Error {
+	return reason.New(reason.ServiceDraining, "wait until it is removed, then register it again", "service %q is being removed", service)
+}
+
+func waitMode(w WaitMode, isolated bool) shard.WaitMode {
+	switch w {
+	case WaitDecided:
+		return shard.WaitDecided
+	case WaitCompleted:
+		return shard.WaitCompleted
+	case WaitNone:
+		return shard.WaitNone
+	case WaitDefault:
+	}
+	if isolated {
+		return shard.WaitCompleted
+	}
+	return shard.WaitDecided
+}
+
+func branchOf(branches []txn.BeginBranch, service string) int {
+	for i := range branches {
+		if branches[i].Service == service {
+			return i
+		}
+	}
+	return -1
+}
+
+// needs appends the locks of an operation: rule 5. Without keys it takes its
+// whole service, unless the service isolates itself.
+func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service) ([]lock.Need, *reason.Error) {
+	if v.Isolated {
+		return dst, nil
+	}
+	if len(op.Locks) == 0 {
+		if v.RequireKeys {
+			return dst, reason.New(reason.KeysRequired, "declare the keys that the operation uses under \"locks\"",
+				"service %q was registered with require_keys, and an operation on it declares none", v.Name)
+		}
+		n.metrics.undeclared(v.Name)
+		return append(dst, lock.Need{Key: v.Name, Mode: lock.X}), nil
+	}
+	for i := range op.Locks {
+		l := &op.Locks[i]
+		if err := lock.CheckKey(l.Key); err != nil {
+			return dst, reason.New(reason.InvalidKey, "segments separated by '/', UTF-8 in NFC, at most 256 bytes and 16 segments", "lock key %q: %v", l.Key, err)
+		}
+		mode := lock.X
+		if l.Mode == Shared {
+			mode = lock.S
+		}
+		dst = append(dst, lock.Need{Key: v.Name + "/" + l.Key, Mode: mode})
+	}
+	return dst, nil
+}
+
+// confirmUnknown asks shard 0's leader before a service is called unknown.
+func (n *Node) confirmUnknown(ctx context.Context, name string) *reason.Error {
+	leading, known := false, false
+	err := n.runners[0].run(ctx, func(sh *shard.Shard) {
+		leading, known = sh.Leading(), sh.State().Service(name) != nil
+	})
+	switch {
+	case err != nil:
+		return asReason(err)
+	case !leading:
+		e := reason.New(reason.NotReady, "try again", "the registry has no leader here yet")
+		e.RetryAfterMs = 200
+		return e
+	case known:
+		e := reason.New(reason.UnknownService, "try again", "service %q was registered this moment", name)
+		e.RetryAfterMs = 1
+		return e
+	}
+	return reason.New(reason.UnknownService, "register it with PUT /v1/services/"+name, "service %q is not registered", name)
+}
+
+// submissionDigest identifies the decoded request: same digest, same work.
+func submissionDigest(s *Submission, timeoutMs uint32) [32]byte {
+	h := sha256.New()
+	buf := make([]byte, 0, 512)
+	text := func(b []byte) {
+		buf = binary.AppendUvarint(buf[:0], uint64(len(b)))
+		h.Write(buf)
+		h.Write(b)
+	}
+	count := func(v int) {
+		buf = binary.AppendUvarint(buf[:0], uint64(v))
+		h.Write(buf)
+	}
+	count(int(timeoutMs))
+	for i := range s.Operations {
+		op := &s.Operations[i]
+		text([]byte(op.Service))
+		text(op.Payload)
+		count(len(op.Locks))
+		for _, l := range op.Locks {
+			text([]byte(l.Key))
+			count(int(l.Mode))
+		}
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// payloadDigest is the contract's digest: d0 is empty, di = SHA-256(d(i-1) || payload).
+func payloadDigest(ops [][]byte) [32]byte {
+	var d [32]byte
+	h := sha256.New()
+	for i, op := range ops {
+		h.Reset()
+		if i > 0 {
+			h.Write(d[:])
+		}
+		h.Write(op)
+		h.Sum(d[:0])
+	}
+	return d
+}
+
+func parseID(s string) (txnid.ID, error) {
+	id, err := txnid.Parse(s)
+	if err != nil {
+		return id, reason.New(reason.InvalidID, "make ids as UUIDv7 (RFC 9562), in lower case", "%q: %v", s, err)
+	}
+	return id, nil
+}
+
+// Transaction returns the current state of a transaction.
+func (n *Node) Transaction(ctx context.Context, id string) (Transaction, error) {
+	tid, err := parseID(id)
+	if err != nil {
+		return Transaction{}, err
+	}
+	token := shard.Token(n.tokens.Add(1))
+	rep := n.home(tid).do(ctx, token, &shard.Get{Token: token, ID: tid}, &shard.Cancel{ID: tid})
+	return n.result(&rep)
+}
+
+// Rollback aborts a transaction that is not decided, and makes sure that an
+// unknown id never begins.
+func (n *Node) Rollback(ctx context.Context, id string) (Transaction, error) {
+	tid, err := parseID(id)
+	if err != nil {
+		return Transaction{}, err
+	}
+	token := shard.Token(n.tokens.Add(1))
+	rep := n.home(tid).do(ctx, token, &shard.Rollback{Token: token, ID: tid}, &shard.Cancel{ID: tid})
+	return n.result(&rep)
+}
+
+// Resolve closes a hazard with an operator's note.
+func (n *Node) Resolve(ctx context.Context, id, note string) (Transaction, error) {
+	tid, err := parseID(id)
+	if err != nil {
+		return Transaction{}, err
+	}
+	if len(note) == 0 || len(note) > txn.MaxMessageBytes {
+		return Transaction{}, reason.New(reason.InvalidField, "say what was found and done", "note: %d bytes; 1 to %d are accepted", len(note), txn.MaxMessageBytes)
+	}
+	token := shard.Token(n.tokens.Add(1))
+	rep := n.home(tid).do(ctx, token, &shard.Resolve{Token: token, ID: tid, Note: note}, &shard.Cancel{ID: tid})
+	return n.result(&rep)
+}
+
+// Transactions lists transactions of all shards in order of ids.
+func (n *Node) Transactions(ctx context.Context, q ListQuery) (TransactionPage, error) {
+	size := q.PageSize
+	if size == 0 {
+		size = 100
+	}
+	var after txnid.ID
+	if q.PageToken != "" {
+		var err error
+		if after, err = txnid.Parse(q.PageToken); err != nil {
+			return TransactionPage{}, reason.New(reason.InvalidField, "use next_page_token of the previous page", "page_token %q is not one of this list", q.PageToken)
+		}
+	}
+	match, ok := matcher(q)
+	if !ok {
+		return TransactionPage{}, reason.New(reason.InvalidField,
+			"active, preparing, committing, committed, aborting, aborted, in_doubt or hazard", "state %q is not known", q.State)
+	}
+	select {
+	case n.listing <- struct{}{}:
+		defer func() { <-n.listing }()
+	case <-ctx.Done():
+		err := reason.New(reason.Overloaded, "try again later", "too many lists are being made")
+		err.RetryAfterMs = 500
+		return TransactionPage{}, err
+	}
+	var views []*shard.View
+	for _, r := range n.runners {
+		if err := r.run(ctx, func(sh *shard.Shard) { views = append(views, sh.List(after, size+1, match)...) }); err != nil {
+			return TransactionPage{}, err
+		}
+	}
+	return page(views, size), nil
+}
+
+// PutService registers a service, or replaces its endpoints and limits.
+func (n *Node) PutService(ctx context.Context, spec ServiceSpec) (Service, error) {
+	v, err := n.service(&spec)
+	if err != nil {
+		return Service{}, err
+	}
+	token := shard.Token(n.tokens.Add(1))
+	rep := n.runners[0].do(ctx, token, &shard.PutService{Token: token, Service: v}, &shard.Cancel{Name: v.Name})
+	return n.serviceResult(&rep)
+}
+
+// DeleteService drains a service and removes it. When ctx ends first, it answers
+// with the draining service, which is removed once its last transaction has ended.
+func (n *Node) DeleteService(ctx context.Context, name string) (Service, error) {
+	token := shard.Token(n.tokens.Add(1))
+	rep := n.runners[0].do(ctx, token, &shard.DeleteService{Token: token, Name: name}, &shard.Cancel{Name: name})
+	if rep.Err != nil && rep.Err.Code == reason.UnknownService {
+		rep.Err.Code = reason.NotFound
+	}
+	return n.serviceResult(&rep)
+}
+
+// Service returns a registration.
+func (n *Node) Service(ctx context.Context, name string) (Service, error) {
+	e := n.registry.Load().byName[name]
+	if e == nil {
+		err := n.confirmUnknown(ctx, name)
+		if err.Code == reason.UnknownService {
+			err.Code = reason.NotFound
+		}
+		return Service{}, err
+	}
+	list, err := n.describe(ctx, []string{name})
+	if err != nil {
+		return Service{}, err
+	}
+	if len(list) == 0 {
+		return Service{}, reason.New(reason.NotFound, "", "service %q was removed this moment", name)
+	}
+	return list[0], nil
+}
+
+// Services returns the registry in order of names.
+func (n *Node) Services(ctx context.Context) ([]Service, error) {
+	return n.describe(ctx, n.registry.Load().names())
+}
+
+func (n *Node) describe(ctx context.Context, names []string) ([]Service, error) {
+	var list []Service
+	err := n.runners[0].run(ctx, func(sh *shard.Shard) {
+		for _, name := range names {
+			if v := sh.State().Service(name); v != nil {
+				list = append(list, describeService(&shard.ServiceView{Service: *v, Open: sh.State().OpenAt(name)}))
+			}
+		}
+	})
+	return list, err
+}
+
+// unixMs converts a log time; 0 is the zero time.
+func unixMs(ms uint64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(int64(ms)).UTC()
+}

@@ -1,0 +1,321 @@
+package shard
+
+import (
+	"github.com/assent-tx/assent/internal/mutant"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
+)
+
+// effect acts on one thing that an applied record changed. Only a leader acts: a
+// follower's replicated state is all it needs. The whole entry has been applied
+// by now, so a transaction may already be further than the effect says.
+func (s *Shard) effect(e *txn.Effect) {
+	switch e.Kind {
+	case txn.EffectLed:
+		if s.st.Term() == s.term && !s.leading {
+			s.leading = true
+			s.resume()
+		}
+		return
+	case txn.EffectStale:
+		s.notice(Notice{Kind: NoticeStaleEntry})
+		return
+	}
+	if !s.leading {
+		return
+	}
+	switch e.Kind {
+	case txn.EffectBegan:
+		s.began(e.Txn)
+	case txn.EffectBeginRepeated:
+		s.settlePending(e.ID)
+	case txn.EffectBeginRefused:
+		s.refusePending(e)
+	case txn.EffectBlocked:
+		// An acknowledgement that waits to be recorded may hold the key.
+		s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
+		s.notice(Notice{Kind: NoticeBlocked, ID: e.ID})
+	case txn.EffectGranted:
+		s.granted(e.Txn)
+	case txn.EffectDecided:
+		s.decided(e.Txn)
+	case txn.EffectDecisionIgnored:
+		s.notice(Notice{Kind: NoticeIgnored, ID: e.ID})
+		s.decisionIgnored(e)
+	case txn.EffectAcked:
+	case txn.EffectHazard:
+		b := &e.Txn.Branches[e.Branch]
+		s.notice(Notice{Kind: NoticeHazard, ID: e.ID, Service: b.Service, Text: b.Fate.String(), Committed: e.Txn.Abort == nil})
+	case txn.EffectEnded:
+		s.ended(e.Txn)
+	case txn.EffectForgotten:
+		s.kept.drop(e.ID)
+		s.forgetOut = false
+	case txn.EffectResolved:
+		s.resolved(e)
+	case txn.EffectServicePut:
+		s.serviceDone(e.Name, Reply{Service: s.serviceView(e.Service)})
+		s.notice(Notice{Kind: NoticeService, Service: e.Name, Text: "registered"})
+		s.wakeService(e.Name, 8*s.cfg.RecoveryWakeups)
+	case txn.EffectServiceRefused:
+		s.serviceDone(e.Name, Reply{Err: refusal(e.Reason, e.Name)})
+	case txn.EffectServiceDraining:
+		s.draining(e)
+	case txn.EffectServiceRemoved:
+		s.removed(e.Name)
+	case txn.EffectBooted, txn.EffectLed, txn.EffectStale:
+	}
+}
+
+func (s *Shard) began(t *txn.Txn) {
+	r := s.newRun(t)
+	s.startDeadline(r)
+	s.notice(Notice{Kind: NoticeBegan, ID: t.ID})
+	s.settlePending(t.ID)
+}
+
+func (s *Shard) granted(t *txn.Txn) {
+	r := s.runs[t.ID]
+	s.notice(Notice{Kind: NoticeGranted, ID: t.ID, DurUs: s.now.MonoUs - r.beganUs})
+	if t.Status == txn.Preparing { // and not already aborted by a later record of the same entry
+		s.prepareAll(r)
+	}
+}
+
+func (s *Shard) prepareAll(r *run) {
+	for i := range r.branches {
+		s.call(r, i, PhasePrepare)
+	}
+}
+
+// finishAll sends the decision to every branch that has not acknowledged it.
+func (s *Shard) finishAll(r *run) {
+	phase := PhaseCommit
+	if r.t.Abort != nil {
+		phase = PhaseRollback
+	}
+	for i := range r.branches {
+		if r.t.Branches[i].Fate == txn.FateFinishing {
+			r.branches[i].failures = 0
+			s.call(r, i, phase)
+		}
+	}
+}
+
+func (s *Shard) decided(t *txn.Txn) {
+	delete(s.proposed, t.ID)
+	r := s.runs[t.ID]
+	if r == nil { // ABORT(id) of an unknown id
+		r = s.newRun(t)
+	}
+	r.decidedUs = s.now.MonoUs
+	n := Notice{Kind: NoticeDecided, ID: t.ID, Committed: t.Abort == nil, OnePhase: t.OnePhase, DurUs: s.now.MonoUs - r.beganUs}
+	if t.Abort != nil {
+		n.Reason, n.Service = t.Abort.Reason, t.Abort.Service
+	}
+	s.notice(n)
+	s.settlePending(t.ID)
+	s.settleWaiters(r)
+	s.finishAll(r)
+}
+
+// decisionIgnored handles a decision that came second or too late. The timeout of
+// a one-phase transaction can meet its grant in the log: then only the
+// participant's answer decides, and one that came meanwhile is asked for again.
+func (s *Shard) decisionIgnored(e *txn.Effect) {
+	delete(s.proposed, e.ID)
+	if e.Txn == nil {
+		s.refusePending(e)
+		return
+	}
+	s.settlePending(e.ID)
+	r := s.runs[e.ID]
+	if r == nil || e.Txn.Status.Decided() {
+		return
+	}
+	r.deciding = false
+	for i := range r.branches {
+		if b := &r.branches[i]; b.phase == PhasePrepare && !b.calling && b.retryAtUs == 0 && e.Txn.Status == txn.Preparing {
+			s.call(r, i, PhasePrepare)
+		}
+	}
+}
+
+func (s *Shard) ended(t *txn.Txn) {
+	r := s.runs[t.ID]
+	s.notice(Notice{Kind: NoticeEnded, ID: t.ID, Committed: t.Abort == nil, DurUs: s.now.MonoUs - r.decidedUs})
+	s.settleWaiters(r)
+	s.kept.keep(t.ID, r, s.cfg.MaxResultBytes)
+	delete(s.runs, t.ID)
+	for i := range t.Branches {
+		s.removeIfDrained(t.Branches[i].Service)
+	}
+	s.forget(false)
+}
+
+// call sends one request of a phase to a branch.
+func (s *Shard) call(r *run, i int, phase Phase) {
+	t := r.t
+	b, rec := &r.branches[i], &t.Branches[i]
+	if b.phase != phase {
+		b.phase, b.failures = phase, 0
+	}
+	b.attempt++
+	b.calling, b.retryAtUs = true, 0
+	c := Call{
+		Phase: phase, Service: rec.Service, Generation: rec.Generation, ID: t.ID, Branch: uint32(i),
+		Attempt: b.attempt, Term: s.term, Token: s.st.FencingToken(t, rec), Forgotten: s.st.Forgotten(),
+		TraceParent: t.TraceParent,
+	}
+	if phase == PhasePrepare {
+		c.OnePhase, c.Operations, c.Digest = t.OnePhase, rec.Ops, rec.Digest
+	}
+	s.out.Calls = append(s.out.Calls, c)
+}
+
+// callDone takes a participant's answer.
+func (s *Shard) callDone(ev *CallDone) {
+	r := s.runs[ev.ID]
+	if !s.leading || r == nil || ev.Term != s.term || int(ev.Branch) >= len(r.branches) {
+		return
+	}
+	b := &r.branches[ev.Branch]
+	if ev.Answer != Indefinite {
+		s.wakeService(r.t.Branches[ev.Branch].Service, s.cfg.RecoveryWakeups)
+	}
+	if b.phase != ev.Phase || b.attempt != ev.Attempt || !b.calling {
+		return // late: the branch has moved on
+	}
+	b.calling = false
+	if ev.Answer == Indefinite {
+		s.retryLater(r, int(ev.Branch), ev.Reason)
+		return
+	}
+	b.failures, b.lastError = 0, ""
+	if ev.Phase == PhasePrepare {
+		s.voted(r, int(ev.Branch), ev)
+	} else {
+		s.acknowledged(r, int(ev.Branch), ev)
+	}
+}
+
+func (s *Shard) voted(r *run, i int, ev *CallDone) {
+	if r.t.Status != txn.Preparing || r.deciding {
+		return // too late to count: the decision will reach the branch
+	}
+	b := &r.branches[i]
+	switch ev.Answer {
+	case VoteYes, VoteReadOnly:
+		b.vote, b.results = ev.Answer, ev.Results
+		r.votes++
+		if r.votes == len(r.branches) {
+			s.proposeCommit(r)
+		}
+	case VoteNo:
+		b.vote = VoteNo
+		s.proposeAbort(r, txn.AbortCmd{Reason: reason.VotedNo, Message: ev.Reason, Service: r.t.Branches[i].Service, Refused: r.t.OnePhase})
+	default:
+		s.retryLater(r, i, "answered prepare with "+ev.Answer.String())
+	}
+}
+
+func (s *Shard) proposeCommit(r *run) {
+	c := txn.Commit{ID: r.t.ID, Enlisted: uint32(len(r.branches))}
+	for i := range r.branches {
+		if r.branches[i].vote == VoteReadOnly {
+			c.ReadOnly = append(c.ReadOnly, uint32(i))
+		} else {
+			c.Yes = append(c.Yes, uint32(i))
+		}
+	}
+	r.deciding = true
+	s.command(txn.AppendCommit(s.openEntry(), c))
+	if r.t.OnePhase {
+		// The participant has committed durably and BEGIN says that its answer
+		// decides: whoever leads next gets the same answer. The client need not
+		// wait for the record.
+		r.onePhase = true
+		s.settleWaiters(r)
+	}
+	if mutant.On("commit-sent-before-applied") && !r.t.OnePhase {
+		for i := range r.branches {
+			s.call(r, i, PhaseCommit)
+		}
+	}
+}
+
+func (s *Shard) proposeAbort(r *run, c txn.AbortCmd) {
+	c.ID = r.t.ID
+	r.deciding = true
+	s.command(txn.AppendAbort(s.openEntry(), c))
+	if mutant.On("abort-told-before-applied") {
+		t := *r.t
+		t.Status, t.Abort = txn.Aborting, &txn.Abort{Reason: c.Reason}
+		for _, w := range r.waiters {
+			s.answer(w.token, &View{Txn: t, Branches: make([]BranchView, len(t.Branches))})
+		}
+		r.waiters = nil
+	}
+}
+
+func (s *Shard) acknowledged(r *run, i int, ev *CallDone) {
+	ack := txn.Ack{ID: r.t.ID, Branch: uint32(i), Fate: txn.FateDone}
+	switch {
+	case ev.Answer == Acknowledged:
+	case ev.Answer == SaysUnknown && ev.Phase == PhaseCommit:
+		ack.Fate = txn.FateHazardUnknown
+	case ev.Answer == SaysRolledBack && ev.Phase == PhaseCommit:
+		ack.Fate = txn.FateHazardRolledBack
+	case ev.Answer == SaysCommitted && ev.Phase == PhaseRollback:
+		ack.Fate = txn.FateHazardCommitted
+	default:
+		s.retryLater(r, i, "answered "+ev.Phase.String()+" with "+ev.Answer.String())
+		return
+	}
+	if mutant.On("unknown-is-success") {
+		ack.Fate = txn.FateDone
+	}
+	service := r.t.Branches[i].Service
+	r.branches[i].acked = true
+	s.lazyAck(ack)
+	v := s.st.Service(service)
+	s.lazyUrgent = s.lazyUrgent || len(r.waiters) > 0 || ack.Fate.Hazard() || s.st.Contended(r.t.ID, service) || v != nil && v.Draining
+}
+
+// retryLater repeats the branch's call after a pause that doubles up to a bound,
+// spread over half its length so that branches do not come back in step.
+func (s *Shard) retryLater(r *run, i int, why string) {
+	b := &r.branches[i]
+	first, most := s.cfg.FinishBackoffUs, s.cfg.MaxFinishBackoffUs
+	if b.phase == PhasePrepare {
+		first, most = s.cfg.PrepareBackoffUs, s.cfg.MaxPrepareBackoffUs
+	}
+	pause := most
+	if b.failures < 20 {
+		pause = min(most, first<<b.failures)
+	}
+	b.failures++
+	b.lastError = why
+	pause = pause/2 + int64(spread(r.t.ID, uint32(i), b.attempt)%uint64(pause/2+1))
+	b.retryAtUs = s.now.MonoUs + pause
+	s.startTimer(timer{atUs: b.retryAtUs, id: r.t.ID, branch: i})
+	service := r.t.Branches[i].Service
+	s.listBackoff(service, r.t.ID, i)
+	s.notice(Notice{Kind: NoticeRetry, ID: r.t.ID, Service: service, Phase: b.phase, Text: why, N: int(b.failures)})
+}
+
+// retryNow repeats the call of a branch in backoff, unless the transaction no
+// longer needs it.
+func (s *Shard) retryNow(r *run, i int) {
+	b := &r.branches[i]
+	b.retryAtUs = 0
+	switch {
+	case b.calling || b.acked:
+	case r.t.Status == txn.Preparing && b.phase == PhasePrepare:
+		if !r.deciding {
+			s.call(r, i, PhasePrepare)
+		}
+	case r.t.Branches[i].Fate == txn.FateFinishing && b.phase != PhasePrepare:
+		s.call(r, i, b.phase)
+	}
+}

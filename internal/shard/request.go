@@ -1,0 +1,381 @@
+package shard
+
+import (
+	"github.com/assent-tx/assent/internal/mutant"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+func (s *Shard) reply(r Reply) { s.out.Replies = append(s.out.Replies, r) }
+
+func (s *Shard) answer(token Token, v *View) { s.reply(Reply{Token: token, View: v}) }
+
+func (s *Shard) refuse(token Token, err *reason.Error) {
+	s.notice(Notice{Kind: NoticeRefused, Reason: err.Code})
+	s.reply(Reply{Token: token, Err: err})
+}
+
+// refusal builds the error for a refusal that the replicated machine made.
+func refusal(code reason.Code, subject string) *reason.Error {
+	switch code {
+	case reason.IDExpired:
+		return reason.New(code, "use a new id for new work; whether an old id was executed can no longer be told",
+			"the transaction's id is older than every outcome that is still kept")
+	case reason.UnknownService:
+		return reason.New(code, "register it with PUT /v1/services/"+subject, "service %q is not registered", subject)
+	case reason.ServiceDraining:
+		return reason.New(code, "wait until it is removed, then register it again", "service %q is being removed", subject)
+	case reason.InvalidService:
+		return reason.New(code, "wait until no transaction is open at the service, or remove it first",
+			"isolation and capabilities of service %q cannot change while transactions are open there", subject)
+	case reason.TooManyServices:
+		return reason.New(code, "remove services that are no longer used", "the registry holds its limit of %d services", txn.MaxServices)
+	case reason.NotAHazard:
+		return reason.New(code, "list open hazards with GET /v1/transactions?state=hazard", "the transaction has no open hazard")
+	}
+	return reason.New(code, "", "refused: %s", subject)
+}
+
+// admit refuses a request that this shard cannot take now.
+func (s *Shard) admit(token Token) bool {
+	var err *reason.Error
+	switch {
+	case !s.leading:
+		err = reason.New(reason.NotReady, "try again", "shard %d has no leader here yet", s.cfg.Shard)
+	case s.waiting >= s.cfg.MaxWaitingRequests:
+		err = reason.New(reason.Overloaded, "slow down, or raise max-waiting-requests", "%d requests wait for an answer", s.waiting)
+	default:
+		return true
+	}
+	err.RetryAfterMs = 200
+	s.refuse(token, err)
+	return false
+}
+
+func (s *Shard) submit(ev *Submit) {
+	if !s.admit(ev.Token) {
+		return
+	}
+	w := waiter{token: ev.Token, kind: waitSubmit, mode: ev.Wait, digest: ev.Digest}
+	if t := s.st.Get(ev.ID); t != nil {
+		w.repeated = true
+		s.attach(t, w)
+		return
+	}
+	if _, under := s.proposed[ev.ID]; under {
+		w.repeated = true
+		s.wait(ev.ID, w)
+		return
+	}
+	var err *reason.Error
+	switch {
+	case s.st.Expired(ev.ID):
+		err = refusal(reason.IDExpired, "")
+	case ev.ID.UnixMs() > s.now.WallMs+s.cfg.MaxIDAheadMs:
+		err = s.fromFuture(ev.ID)
+	case s.st.Live()+len(s.proposed) >= s.cfg.MaxOpenTransactions:
+		err = reason.New(reason.Overloaded, "slow down, or raise max-open-transactions", "%d transactions are open", s.st.Live())
+		err.RetryAfterMs = 500
+	case s.pendingBytes >= s.cfg.MaxPendingBytes:
+		err = reason.New(reason.Overloaded, "slow down; the disk does not keep up", "%d bytes wait for the log", s.pendingBytes)
+		err.RetryAfterMs = 500
+	}
+	if err != nil {
+		s.refuse(ev.Token, err)
+		return
+	}
+	s.proposed[ev.ID] = struct{}{}
+	s.wait(ev.ID, w)
+	s.command(append(s.openEntry(), ev.Begin...))
+}
+
+func (s *Shard) fromFuture(id txnid.ID) *reason.Error {
+	return reason.New(reason.IDFromFuture, "correct the clock that makes the ids",
+		"the id's timestamp is %d ms ahead of the coordinator's clock; at most %d are accepted", id.UnixMs()-s.now.WallMs, s.cfg.MaxIDAheadMs)
+}
+
+func (s *Shard) rollback(ev *Rollback) {
+	if !s.admit(ev.Token) {
+		return
+	}
+	w := waiter{token: ev.Token, kind: waitRollback}
+	abort := txn.AbortCmd{ID: ev.ID, Reason: reason.ClientRollback, Message: "rolled back by the client"}
+	t := s.st.Get(ev.ID)
+	switch {
+	case t != nil:
+		r := s.runs[ev.ID]
+		if !t.Status.Decided() && !r.deciding && (t.Status == txn.Active || !t.OnePhase) {
+			s.proposeAbort(r, abort)
+		}
+		s.attach(t, w)
+	case s.st.Expired(ev.ID):
+		s.refuse(ev.Token, refusal(reason.IDExpired, ""))
+	case ev.ID.UnixMs() > s.now.WallMs+s.cfg.MaxIDAheadMs:
+		s.refuse(ev.Token, s.fromFuture(ev.ID))
+	default:
+		// A BEGIN may be on its way: the record that is applied first wins.
+		s.proposed[ev.ID] = struct{}{}
+		s.wait(ev.ID, w)
+		s.command(txn.AppendAbort(s.openEntry(), abort))
+	}
+}
+
+func (s *Shard) get(ev *Get) {
+	if !s.admit(ev.Token) {
+		return
+	}
+	if t := s.st.Get(ev.ID); t != nil && t.Status.Decided() {
+		s.answer(ev.Token, s.view(t, false))
+		return
+	}
+	// "Not found" and "not decided" are told only through the log.
+	s.barriers = append(s.barriers, barrier{token: ev.Token, id: ev.ID, seq: s.proposedSeq + 1})
+	s.wantEntry = true
+	s.waiting++
+}
+
+// passBarriers answers the reads whose entry has been applied.
+func (s *Shard) passBarriers() {
+	n := 0
+	for n < len(s.barriers) && s.barriers[n].seq <= s.appliedSeq {
+		b := s.barriers[n]
+		n++
+		s.waiting--
+		t := s.st.Get(b.id)
+		switch {
+		case t != nil:
+			s.attach(t, waiter{token: b.token, kind: waitGet})
+		case s.st.Expired(b.id):
+			s.refuse(b.token, refusal(reason.IDExpired, ""))
+		default:
+			s.refuse(b.token, reason.New(reason.NotFound, "it may never have been received: sending it again with the same id executes it once",
+				"no transaction %s", b.id))
+		}
+	}
+	s.barriers = s.barriers[n:]
+}
+
+func (s *Shard) resolve(ev *Resolve) {
+	if !s.admit(ev.Token) {
+		return
+	}
+	t := s.st.Get(ev.ID)
+	if t == nil || !t.Hazard() || t.Resolution != "" {
+		s.refuse(ev.Token, refusal(reason.NotAHazard, ""))
+		return
+	}
+	s.wait(ev.ID, waiter{token: ev.Token, kind: waitGet})
+	s.command(txn.AppendResolve(s.openEntry(), ev.ID, ev.Note))
+}
+
+func (s *Shard) resolved(e *txn.Effect) {
+	if e.Txn == nil {
+		s.refusePending(e)
+		return
+	}
+	s.notice(Notice{Kind: NoticeResolved, ID: e.ID})
+	s.settlePending(e.ID)
+}
+
+// wait keeps a request until the record of its transaction is applied.
+func (s *Shard) wait(id txnid.ID, w waiter) {
+	s.pending[id] = append(s.pending[id], w)
+	s.waiting++
+}
+
+// settlePending hands the requests on an id over to its record.
+func (s *Shard) settlePending(id txnid.ID) {
+	delete(s.proposed, id)
+	waiters := s.pending[id]
+	if waiters == nil {
+		return
+	}
+	delete(s.pending, id)
+	t := s.st.Get(id)
+	for _, w := range waiters {
+		s.waiting--
+		s.attach(t, w)
+		if w.kind == waitRollback && !t.Status.Decided() {
+			// Its ABORT(id) follows the BEGIN in the log and decides.
+			s.runs[id].deciding = s.runs[id].deciding || !t.OnePhase
+		}
+	}
+}
+
+// refusePending tells the requests on an id that there is no record of it.
+func (s *Shard) refusePending(e *txn.Effect) {
+	var others []waiter
+	for _, w := range s.pending[e.ID] {
+		if e.Kind == txn.EffectBeginRefused && w.kind != waitSubmit {
+			others = append(others, w) // their own record is still to come
+			continue
+		}
+		s.waiting--
+		s.refuse(w.token, refusal(e.Reason, e.Name))
+	}
+	if s.pending[e.ID] = others; len(others) == 0 {
+		delete(s.pending, e.ID)
+		delete(s.proposed, e.ID)
+	}
+}
+
+// attach answers a request from a record now, or keeps it until it can.
+func (s *Shard) attach(t *txn.Txn, w waiter) {
+	r := s.runs[t.ID]
+	if s.settle(t, r, w) {
+		return
+	}
+	r.waiters = append(r.waiters, w)
+	s.waiting++
+	s.lazyUrgent = s.lazyUrgent || t.Status.Decided() && len(s.lazy) > 0
+}
+
+func (s *Shard) settleWaiters(r *run) {
+	keep := r.waiters[:0]
+	for _, w := range r.waiters {
+		if s.settle(r.t, r, w) {
+			s.waiting--
+		} else {
+			keep = append(keep, w)
+		}
+	}
+	r.waiters = keep
+}
+
+// settle answers a request if its condition holds.
+func (s *Shard) settle(t *txn.Txn, r *run, w waiter) bool {
+	decided := t.Status.Decided() || r != nil && r.onePhase
+	ended := t.Status.Ended() || r != nil && r.onePhase
+	switch w.kind {
+	case waitSubmit:
+		if w.digest != t.Digest && !t.NeverBegun && !mutant.On("ignore-digest") {
+			err := reason.New(reason.IDConflict, "use a new id for new work", "transaction %s was submitted with another body", t.ID)
+			s.refuse(w.token, err)
+			return true
+		}
+		if w.mode != WaitNone && !decided || w.mode == WaitCompleted && !ended {
+			return false
+		}
+	case waitGet:
+		// The outcome of a one-phase transaction is the participant's: it waits.
+		if !decided && t.OnePhase && t.Status == txn.Preparing {
+			return false
+		}
+	case waitRollback:
+		if !decided {
+			return false
+		}
+		if t.Abort == nil {
+			err := reason.New(reason.AlreadyCommitted, "compensate it by a new transaction", "transaction %s is committed", t.ID)
+			s.notice(Notice{Kind: NoticeRefused, Reason: err.Code})
+			s.reply(Reply{Token: w.token, Err: err, View: s.view(t, false)})
+			return true
+		}
+	}
+	s.answer(w.token, s.view(t, w.repeated))
+	return true
+}
+
+// cancel ends a wait: the answer is the current state, never one that could be
+// read as an abort.
+func (s *Shard) cancel(ev *Cancel) {
+	for i, b := range s.barriers {
+		if b.token == ev.Token {
+			s.barriers = append(s.barriers[:i:i], s.barriers[i+1:]...)
+			s.giveUp(ev.Token, b.id, waitGet)
+			return
+		}
+	}
+	if w, ok := take(s.pending, ev.ID, ev.Token); ok {
+		s.giveUp(ev.Token, ev.ID, w.kind)
+		return
+	}
+	if r := s.runs[ev.ID]; r != nil {
+		for i, w := range r.waiters {
+			if w.token == ev.Token {
+				r.waiters = append(r.waiters[:i:i], r.waiters[i+1:]...)
+				s.giveUp(ev.Token, ev.ID, w.kind)
+				return
+			}
+		}
+	}
+	for i, token := range s.removals[ev.Name] {
+		if token == ev.Token {
+			s.removals[ev.Name] = append(s.removals[ev.Name][:i:i], s.removals[ev.Name][i+1:]...)
+			s.waiting--
+			s.reply(Reply{Token: token, Service: s.serviceView(s.st.Service(ev.Name))})
+			return
+		}
+	}
+	for i, w := range s.services[ev.Name] {
+		if w.token == ev.Token {
+			// The place in the queue belongs to a record: only the answer is given up.
+			s.services[ev.Name][i].token = 0
+			s.giveUp(ev.Token, txnid.ID{}, waitSubmit)
+			return
+		}
+	}
+}
+
+func take(m map[txnid.ID][]waiter, id txnid.ID, token Token) (waiter, bool) {
+	for i, w := range m[id] {
+		if w.token == token {
+			m[id] = append(m[id][:i:i], m[id][i+1:]...)
+			return w, true
+		}
+	}
+	return waiter{}, false
+}
+
+func (s *Shard) giveUp(token Token, id txnid.ID, kind waitKind) {
+	s.waiting--
+	t := s.st.Get(id)
+	switch {
+	case t == nil:
+		err := reason.New(reason.OutcomeUnknown, "ask for it by its id, or send the same request again: it is executed once",
+			"the request was not answered in time; it may or may not take effect")
+		if !id.IsZero() {
+			err.Details = map[string]string{"id": id.String()}
+		}
+		s.reply(Reply{Token: token, Err: err})
+	case kind == waitRollback && !t.Status.Decided():
+		err := reason.New(reason.OutcomeUnknown, "ask for the transaction by its id", "the rollback was not decided in time")
+		if t.OnePhase && t.Status == txn.Preparing {
+			err = reason.New(reason.OnePhasePending, "ask for the transaction by its id; the participant's answer decides",
+				"transaction %s commits in one phase and cannot be rolled back any more", t.ID)
+		}
+		s.reply(Reply{Token: token, Err: err, View: s.view(t, false)})
+	default:
+		s.answer(token, s.view(t, false))
+	}
+}
+
+// view copies what a client is told of a transaction.
+func (s *Shard) view(t *txn.Txn, repeated bool) *View {
+	v := &View{Txn: *t, Branches: make([]BranchView, len(t.Branches)), Repeated: repeated}
+	v.Txn.Branches = append([]txn.Branch(nil), t.Branches...)
+	r := s.runs[t.ID]
+	if r == nil {
+		if k, ok := s.kept.byID[t.ID]; ok {
+			for i := range v.Branches {
+				v.Branches[i].Results = k.results[i]
+			}
+		}
+		return v
+	}
+	for i := range v.Branches {
+		b := &r.branches[i]
+		v.Branches[i] = BranchView{Vote: b.vote, Results: b.results, Attempts: b.attempt, LastError: b.lastError}
+	}
+	if r.onePhase && !t.Status.Decided() {
+		v.Txn.Status = txn.Committed
+		v.Txn.Branches[0].Fate = txn.FateDone
+	}
+	if t.Status == txn.Active {
+		if need, ids, ok := s.st.Waiting(t.ID, 8); ok {
+			v.WaitKey, v.WaitMode, v.WaitsFor = need.Key, need.Mode.String(), ids
+		}
+	}
+	return v
+}

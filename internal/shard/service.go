@@ -1,0 +1,86 @@
+package shard
+
+import "github.com/assent-tx/assent/internal/txn"
+
+// The registry lives in shard 0. A service is removed in two records: DRAIN, after
+// which no transaction may begin there, and REMOVE, once the last has ended.
+
+func (s *Shard) putService(ev *PutService) {
+	if s.admit(ev.Token) {
+		s.waitService(ev.Service.Name, svcWaiter{token: ev.Token})
+		s.command(txn.AppendPutService(s.openEntry(), ev.Service))
+	}
+}
+
+func (s *Shard) deleteService(ev *DeleteService) {
+	if s.admit(ev.Token) {
+		s.waitService(ev.Name, svcWaiter{token: ev.Token, drain: true})
+		s.command(txn.AppendDrainService(s.openEntry(), ev.Name))
+	}
+}
+
+func (s *Shard) waitService(name string, w svcWaiter) {
+	s.services[name] = append(s.services[name], w)
+	s.waiting++
+}
+
+// serviceDone answers the request whose record was applied: records of one
+// service are applied in the order in which they were proposed.
+func (s *Shard) serviceDone(name string, r Reply) (w svcWaiter) {
+	queue := s.services[name]
+	if len(queue) == 0 {
+		return svcWaiter{} // the record of a request made before this leader's term
+	}
+	w = queue[0]
+	if s.services[name] = queue[1:]; len(queue) == 1 {
+		delete(s.services, name)
+	}
+	if w.token == 0 {
+		return w // the request was given up
+	}
+	if r.Service != nil || r.Err != nil {
+		s.waiting--
+		r.Token = w.token
+		s.reply(r)
+	}
+	return w
+}
+
+func (s *Shard) draining(e *txn.Effect) {
+	s.notice(Notice{Kind: NoticeService, Service: e.Name, Text: "draining"})
+	if w := s.serviceDone(e.Name, Reply{}); w.token != 0 {
+		s.removals[e.Name] = append(s.removals[e.Name], w.token)
+	}
+	s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
+	s.removeIfDrained(e.Name)
+}
+
+func (s *Shard) removeIfDrained(name string) {
+	v := s.st.Service(name)
+	if v == nil || !v.Draining || s.st.OpenAt(name) > 0 {
+		return
+	}
+	if _, under := s.removing[name]; under {
+		return
+	}
+	s.removing[name] = struct{}{}
+	s.command(txn.AppendRemoveService(s.openEntry(), name))
+}
+
+func (s *Shard) removed(name string) {
+	delete(s.removing, name)
+	s.notice(Notice{Kind: NoticeService, Service: name, Text: "removed"})
+	for _, token := range s.removals[name] {
+		s.waiting--
+		s.reply(Reply{Token: token, Service: &ServiceView{Service: txn.Service{Name: name}, Removed: true}})
+	}
+	delete(s.removals, name)
+	delete(s.backoff, name)
+}
+
+func (s *Shard) serviceView(v *txn.Service) *ServiceView {
+	if v == nil {
+		return nil
+	}
+	return &ServiceView{Service: *v, Open: s.st.OpenAt(v.Name)}
+}

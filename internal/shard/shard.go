@@ -1,0 +1,381 @@
+// Package shard is what the leader of one shard does next. It drives the
+// replicated machine of package txn and keeps beside it only what can be derived
+// again: votes, attempts, timers, who waits for an answer.
+//
+//	Step(event) --> Ready{Entries, Calls, Replies, Notices} --> driver
+//	                   | proposed, committed
+//	Apply(entry) <-----+            every replica applies; a leader also acts
+//
+// The driver (internal/node, or internal/sim) calls Step for every input and
+// Apply for every committed entry, then takes Ready, acts on it and calls Advance.
+// Time is an input. There is no goroutine, clock, lock or randomness in here.
+//
+// What must hold:
+//   - Nothing leaves (Calls, Replies) before the record that justifies it has been
+//     applied here: effects, not proposals, produce calls and replies.
+//   - A leader leads once it has applied the LEAD record of its own term; every
+//     entry names the term it was computed in and is ignored in another.
+//   - Everything volatile is derived again from the replicated state by resume.
+//   - A transaction that may be prepared is ended only by its votes, its timeout or
+//     its client; a one-phase transaction only by its participant's answer.
+package shard
+
+import (
+	"github.com/assent-tx/assent/internal/mutant"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// Config holds what does not change while a shard runs.
+type Config struct {
+	Shard, Shards uint32
+	Node          string
+	Cluster       [16]byte // written by the first leader of a new cluster
+	Incarnation   uint32
+
+	MaxOpenTransactions   int    // not ended; more are refused
+	MaxWaitingRequests    int    // requests that wait for an answer
+	MaxAppendsInFlight    int    // entries proposed and not yet applied
+	MaxEntryBytes         int    // an entry is closed when it has this many; one command may exceed it
+	MaxPendingBytes       int    // commands that wait for a free append; new transactions are refused beyond
+	MaxResultBytes        int    // participants' results kept for ended transactions
+	RetainedTransactions  int    // ended transactions kept
+	RetentionMs           uint64 // how long they are kept
+	DefaultTimeoutMs      uint32
+	AckLingerUs           int64 // an acknowledgement nobody waits for may be this late in the log
+	PrepareBackoffUs      int64 // first pause before a prepare is repeated; doubles
+	MaxPrepareBackoffUs   int64
+	FinishBackoffUs       int64 // the same for commit and rollback
+	MaxFinishBackoffUs    int64
+	MaxIDAheadMs          uint64 // ids further in the future are refused
+	ForgetBatch           int    // retention works in steps of this many
+	RecoveryWakeups       int    // branches retried at once when their service answers again
+	ForgetCheckIntervalUs int64
+}
+
+// DefaultConfig returns the documented defaults.
+func DefaultConfig() Config {
+	return Config{
+		Shards:                1,
+		MaxOpenTransactions:   20_000,
+		MaxWaitingRequests:    50_000,
+		MaxAppendsInFlight:    3,
+		MaxEntryBytes:         256 << 10,
+		MaxPendingBytes:       64 << 20,
+		MaxResultBytes:        32 << 20,
+		RetainedTransactions:  100_000,
+		RetentionMs:           10 * 60 * 1000,
+		DefaultTimeoutMs:      10_000,
+		AckLingerUs:           20_000,
+		PrepareBackoffUs:      20_000,
+		MaxPrepareBackoffUs:   1_000_000,
+		FinishBackoffUs:       50_000,
+		MaxFinishBackoffUs:    10_000_000,
+		MaxIDAheadMs:          60_000,
+		ForgetBatch:           256,
+		RecoveryWakeups:       2,
+		ForgetCheckIntervalUs: 1_000_000,
+	}
+}
+
+// Shard is the leader's memory of one shard. It is not safe for concurrent use.
+type Shard struct {
+	cfg     Config
+	st      *txn.State
+	now     Time
+	term    uint64 // of the LEAD proposed or applied
+	leading bool   // LEAD of term has been applied
+
+	runs      map[txnid.ID]*run       // open transactions; leader only
+	pending   map[txnid.ID][]waiter   // requests whose record is not applied yet
+	proposed  map[txnid.ID]struct{}   // a BEGIN or ABORT(id) of an unknown id is on its way
+	barriers  []barrier               // reads that wait for an entry proposed after them
+	services  map[string][]svcWaiter  // registry requests in the order of their records
+	removals  map[string][]Token      // deletions that wait until the service is drained
+	removing  map[string]struct{}     // a REMOVE is on its way
+	backoff   map[string]*backoffList // branches in backoff, by service
+	kept      keptResults
+	waiting   int // requests that wait for an answer
+	forgetUs  int64
+	forgetOut bool // a FORGET is on its way
+
+	// Commands that wait for a free append: sealed entries, the open one, and lazy
+	// acknowledgements that ride on whatever is proposed next.
+	sealed       [][]byte
+	sealedCount  []int
+	open         []byte
+	openCount    int
+	lazy         []byte
+	lazyCount    int
+	lazySinceUs  int64
+	lazyUrgent   bool
+	wantEntry    bool // a barrier needs an entry, if only an empty one
+	pendingBytes int
+	inFlight     int
+	proposedSeq  uint64
+	appliedSeq   uint64
+	leadEntry    []byte
+
+	timers  timerHeap
+	effects []txn.Effect
+	out     Ready
+}
+
+// run is the leader's memory of an open transaction.
+type run struct {
+	t          *txn.Txn
+	branches   []branchRun
+	votes      int  // yes and read_only
+	deciding   bool // a decision of this leader is on its way
+	onePhase   bool // the participant has committed in one phase: known before it is recorded
+	deadlineUs int64
+	beganUs    int64
+	decidedUs  int64
+	waiters    []waiter
+}
+
+// branchRun is the leader's memory of a branch.
+type branchRun struct {
+	phase     Phase
+	attempt   uint32 // of the last call, over all phases
+	calling   bool
+	acked     bool // acknowledgement on its way into the log
+	listed    bool // in the service's backoff list
+	vote      AnswerKind
+	failures  uint32 // indefinite answers in a row
+	retryAtUs int64  // 0: no retry is due
+	lastError string
+	results   [][]byte
+}
+
+type waitKind uint8
+
+const (
+	waitSubmit waitKind = iota + 1
+	waitGet
+	waitRollback
+)
+
+type waiter struct {
+	token    Token
+	kind     waitKind
+	mode     WaitMode
+	digest   [32]byte
+	repeated bool
+}
+
+type barrier struct {
+	token Token
+	id    txnid.ID
+	seq   uint64
+}
+
+type svcWaiter struct {
+	token Token
+	drain bool
+}
+
+// New returns a shard that follows.
+func New(cfg Config) *Shard {
+	s := &Shard{cfg: cfg, st: txn.New(cfg.Shard, cfg.Shards)}
+	s.reset()
+	return s
+}
+
+// State is the replicated state, to read.
+func (s *Shard) State() *txn.State { return s.st }
+
+// Leading reports whether this leader has applied its LEAD.
+func (s *Shard) Leading() bool { return s.leading }
+
+// Restore replaces the replicated state by a snapshot's.
+func (s *Shard) Restore(snapshot []byte) error {
+	st, err := txn.Restore(s.cfg.Shard, s.cfg.Shards, snapshot)
+	if err != nil {
+		return err
+	}
+	s.reset()
+	s.st = st
+	s.leading = false
+	return nil
+}
+
+// reset forgets everything that is derived.
+func (s *Shard) reset() {
+	s.runs = map[txnid.ID]*run{}
+	s.pending = map[txnid.ID][]waiter{}
+	s.proposed = map[txnid.ID]struct{}{}
+	s.services = map[string][]svcWaiter{}
+	s.removals = map[string][]Token{}
+	s.removing = map[string]struct{}{}
+	s.backoff = map[string]*backoffList{}
+	s.barriers = nil
+	s.kept = keptResults{byID: map[txnid.ID]keptResult{}}
+	s.waiting, s.forgetOut = 0, false
+	s.sealed, s.sealedCount, s.open, s.openCount = nil, nil, nil, 0
+	s.lazy, s.lazyCount, s.lazyUrgent = nil, 0, false
+	s.wantEntry, s.pendingBytes, s.inFlight = false, 0, 0
+	s.proposedSeq, s.appliedSeq = 0, 0
+	s.leadEntry = nil
+	s.timers = nil
+}
+
+// Step takes one event.
+func (s *Shard) Step(now Time, ev Event) {
+	s.setNow(now)
+	switch ev := ev.(type) {
+	case *Submit:
+		s.submit(ev)
+	case *Rollback:
+		s.rollback(ev)
+	case *Get:
+		s.get(ev)
+	case *Resolve:
+		s.resolve(ev)
+	case *PutService:
+		s.putService(ev)
+	case *DeleteService:
+		s.deleteService(ev)
+	case *Cancel:
+		s.cancel(ev)
+	case *CallDone:
+		s.callDone(ev)
+	case *Lead:
+		s.lead(ev.Term)
+	case *Follow:
+		s.follow()
+	case *Tick:
+	}
+	s.fireTimers()
+}
+
+// Apply applies one committed entry. An error means that this replica must halt.
+func (s *Shard) Apply(now Time, index, term uint64, entry []byte) error {
+	s.setNow(now)
+	s.effects = s.effects[:0]
+	if err := s.st.Apply(index, term, entry, &s.effects); err != nil {
+		return err
+	}
+	mine := s.leading && term == s.term
+	for i := range s.effects {
+		s.effect(&s.effects[i])
+	}
+	if mine && s.leading {
+		s.inFlight--
+		s.appliedSeq++
+		s.passBarriers()
+	}
+	clear(s.effects)
+	return nil
+}
+
+// Ready returns what is to be done. The caller acts on it, then calls Advance.
+func (s *Shard) Ready() *Ready {
+	s.fillEntries()
+	s.out.WakeAtUs = s.nextWakeUs()
+	return &s.out
+}
+
+// Advance says that the last Ready has been taken over.
+func (s *Shard) Advance() {
+	clear(s.out.Entries)
+	clear(s.out.Calls)
+	clear(s.out.Replies)
+	clear(s.out.Notices)
+	s.out = Ready{Entries: s.out.Entries[:0], Calls: s.out.Calls[:0], Replies: s.out.Replies[:0], Notices: s.out.Notices[:0]}
+}
+
+func (s *Shard) setNow(now Time) {
+	s.now.MonoUs = max(s.now.MonoUs, now.MonoUs)
+	s.now.WallMs = now.WallMs
+}
+
+func (s *Shard) notice(n Notice) { s.out.Notices = append(s.out.Notices, n) }
+
+// lead proposes LEAD; nothing else is proposed before it is applied.
+func (s *Shard) lead(term uint64) {
+	s.follow()
+	s.term = term
+	entry := make([]byte, txn.HeaderBytes, 128)
+	if !s.st.Booted() {
+		entry = txn.AppendBoot(entry, txn.Boot{Cluster: s.cfg.Cluster, Incarnation: s.cfg.Incarnation, Shard: s.cfg.Shard, Shards: s.cfg.Shards})
+	}
+	s.leadEntry = txn.AppendLead(entry, txn.Lead{Node: s.cfg.Node})
+	if mutant.On("leading-before-lead-applied") {
+		s.leading = true
+		s.resume()
+	}
+}
+
+// follow gives up leadership: whoever waits is told to ask again.
+func (s *Shard) follow() {
+	if s.leading {
+		s.notice(Notice{Kind: NoticeFollowing})
+	}
+	s.leading = false
+	gone := func(token Token, id string) {
+		err := reason.New(reason.OutcomeUnknown, "ask for the transaction by its id, or send the same request again: it is executed once",
+			"leadership changed while the request was under way")
+		err.Details = map[string]string{"id": id}
+		err.RetryAfterMs = 100
+		s.reply(Reply{Token: token, Err: err})
+	}
+	for _, id := range sortedIDs(s.pending) {
+		for _, w := range s.pending[id] {
+			gone(w.token, id.String())
+		}
+	}
+	for _, id := range sortedIDs(s.runs) {
+		for _, w := range s.runs[id].waiters {
+			gone(w.token, id.String())
+		}
+	}
+	for _, b := range s.barriers {
+		gone(b.token, b.id.String())
+	}
+	for _, name := range sortedNames(s.services) {
+		for _, w := range s.services[name] {
+			gone(w.token, "")
+		}
+	}
+	for _, name := range sortedNames(s.removals) {
+		for _, token := range s.removals[name] {
+			gone(token, "")
+		}
+	}
+	s.reset()
+}
+
+// resume derives everything volatile from the replicated state: rule 2.
+func (s *Shard) resume() {
+	live := s.st.LiveIDs()
+	for _, id := range live {
+		r := s.newRun(s.st.Get(id))
+		switch r.t.Status {
+		case txn.Active:
+			s.startDeadline(r)
+		case txn.Preparing:
+			s.startDeadline(r)
+			s.prepareAll(r)
+		case txn.Committing, txn.Aborting:
+			s.finishAll(r)
+		}
+	}
+	for _, v := range s.st.Services() {
+		s.removeIfDrained(v.Name)
+	}
+	s.forgetUs = s.now.MonoUs + s.cfg.ForgetCheckIntervalUs
+	s.notice(Notice{Kind: NoticeLeading, N: len(live)})
+}
+
+func (s *Shard) newRun(t *txn.Txn) *run {
+	r := &run{t: t, branches: make([]branchRun, len(t.Branches)), beganUs: s.now.MonoUs, decidedUs: s.now.MonoUs}
+	s.runs[t.ID] = r
+	return r
+}
+
+func (s *Shard) startDeadline(r *run) {
+	r.deadlineUs = s.now.MonoUs + int64(r.t.TimeoutMs)*1000
+	s.startTimer(timer{atUs: r.deadlineUs, id: r.t.ID, branch: noBranch})
+}

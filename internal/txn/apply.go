@@ -1,0 +1,436 @@
+package txn
+
+import (
+	"fmt"
+
+	"github.com/assent-tx/assent/internal/mutant"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// EffectKind says what an applied command changed.
+type EffectKind uint8
+
+// The effects of applied commands, in the order in which they happened.
+const (
+	EffectBooted          EffectKind = iota + 1
+	EffectLed                        // LEAD of the entry's term: that leader leads
+	EffectStale                      // the entry was computed in another term and is ignored
+	EffectBegan                      // Txn
+	EffectBeginRepeated              // ID has a record: Txn; compare digests
+	EffectBeginRefused               // ID; Reason: IDExpired, UnknownService, ServiceDraining; nothing stored
+	EffectBlocked                    // Txn began and waits for a lock
+	EffectGranted                    // Txn holds all its locks: ask the participants
+	EffectDecided                    // Txn: its terminal record is applied
+	EffectDecisionIgnored            // ID: decided before, not grantable, or one-phase; Txn may be nil (expired)
+	EffectAcked                      // Txn, Branch
+	EffectEnded                      // Txn
+	EffectForgotten                  // ID
+	EffectHazard                     // Txn, Branch: acknowledged otherwise than decided
+	EffectResolved                   // Txn: hazard closed by an operator; nil with Reason if there was none
+	EffectServicePut                 // Service
+	EffectServiceRefused             // Name, Reason
+	EffectServiceDraining            // Service
+	EffectServiceRemoved             // Name
+)
+
+// Effect is one thing that an applied command changed.
+type Effect struct {
+	Kind    EffectKind
+	ID      txnid.ID
+	Txn     *Txn
+	Branch  uint32
+	Reason  reason.Code
+	Name    string
+	Service *Service
+}
+
+// Apply applies one committed entry and appends what it changed to eff. An error
+// means that this replica cannot follow and must halt: an unknown or damaged
+// record, an index out of order, a record of another cluster or shard.
+func (s *State) Apply(index, term uint64, entry []byte, eff *[]Effect) error {
+	if index <= s.applied {
+		return fmt.Errorf("entry %d applied after entry %d", index, s.applied)
+	}
+	computedIn, timeMs, err := Header(entry)
+	if err != nil {
+		return fmt.Errorf("entry %d: %w", index, err)
+	}
+	s.applied = index
+	s.eff = eff
+	defer func() { s.eff = nil }()
+	if computedIn != term && !mutant.On("skip-term-check") {
+		s.emit(Effect{Kind: EffectStale})
+		return nil
+	}
+	s.nowMs = max(s.nowMs, timeMs)
+	r := &reader{b: entry[HeaderBytes:]}
+	for len(r.b) > 0 {
+		k := kind(r.byte())
+		s.applyOne(k, term, r)
+		if r.err != nil {
+			return fmt.Errorf("entry %d, command %d: %w", index, k, r.err)
+		}
+	}
+	return nil
+}
+
+func (s *State) emit(e Effect) { *s.eff = append(*s.eff, e) }
+
+func (s *State) applyOne(k kind, term uint64, r *reader) {
+	switch k {
+	case kindBoot:
+		s.applyBoot(r)
+	case kindLead:
+		_ = r.string() // the node's name, for people who read the log
+		if r.err == nil {
+			s.term = term
+			s.emit(Effect{Kind: EffectLed})
+		}
+	case kindBegin:
+		if c := r.begin(s.intern); r.err == nil {
+			s.applyBegin(c)
+		}
+	case kindCommit:
+		s.applyCommit(r)
+	case kindAbort:
+		c := AbortCmd{ID: r.id(), Reason: reason.Code(r.string()), Message: r.string(), Service: r.string(), Refused: r.bool()}
+		if r.err == nil {
+			s.applyAbort(c)
+		}
+	case kindAck:
+		c := Ack{ID: r.id(), Branch: r.uint32("branch"), Fate: r.fate()}
+		if r.err == nil {
+			s.applyAck(c)
+		}
+	case kindForget:
+		c := Forget{Count: r.uint32("count"), EndedBeforeMs: r.uint()}
+		if r.err == nil {
+			s.applyForget(c)
+		}
+	case kindPutService:
+		if v := r.service(); r.err == nil {
+			s.applyPutService(v)
+		}
+	case kindDrainService:
+		if name := r.string(); r.err == nil {
+			s.applyDrainService(name)
+		}
+	case kindRemoveService:
+		if name := r.string(); r.err == nil {
+			s.applyRemoveService(name)
+		}
+	case kindResolve:
+		id, note := r.id(), r.string()
+		if r.err == nil {
+			s.applyResolve(id, note)
+		}
+	default:
+		r.fail(fmt.Sprintf("record kind %d, written by a newer version", k))
+	}
+}
+
+func (s *State) applyBoot(r *reader) {
+	var c Boot
+	copy(c.Cluster[:], r.take(len(c.Cluster)))
+	c.Incarnation = r.uint32("incarnation")
+	c.Shard = r.uint32("shard")
+	c.Shards = r.uint32("shards")
+	if r.err != nil || s.booted { // the first one wins
+		return
+	}
+	if c.Shard != s.shard || c.Shards != s.shards {
+		r.fail(fmt.Sprintf("log of shard %d of %d read as shard %d of %d", c.Shard, c.Shards, s.shard, s.shards))
+		return
+	}
+	s.booted, s.cluster, s.incarn = true, c.Cluster, c.Incarnation
+	s.emit(Effect{Kind: EffectBooted})
+}
+
+// intern returns one string for all records that name the same service.
+func (s *State) intern(name string) string {
+	if v := s.served[name]; v != nil {
+		return v.name
+	}
+	return name
+}
+
+func (s *State) applyBegin(c *Begin) {
+	if t := s.txns[c.ID]; t != nil {
+		s.emit(Effect{Kind: EffectBeginRepeated, ID: c.ID, Txn: t})
+		return
+	}
+	if c.ID.UnixMs() <= s.w {
+		s.emit(Effect{Kind: EffectBeginRefused, ID: c.ID, Reason: reason.IDExpired})
+		return
+	}
+	for i := range c.Branches {
+		if why := s.admits(&c.Branches[i]); why != "" {
+			s.emit(Effect{Kind: EffectBeginRefused, ID: c.ID, Reason: why, Name: c.Branches[i].Service})
+			return
+		}
+	}
+	t := &Txn{
+		ID: c.ID, Digest: c.Digest, Status: Active, OnePhase: c.OnePhase, TimeoutMs: c.TimeoutMs,
+		BeganMs: s.nowMs, TraceParent: c.TraceParent, Branches: make([]Branch, len(c.Branches)), locked: true,
+	}
+	for i := range c.Branches {
+		b := &c.Branches[i]
+		v := s.serve(b)
+		v.open++
+		t.Branches[i] = Branch{
+			Service: v.name, Generation: b.Generation, Isolated: b.Isolated,
+			Ops: b.Ops, Count: uint32(len(b.Ops)), Digest: b.Digest, Fate: FateOpen,
+		}
+	}
+	s.txns[c.ID] = t
+	s.live++
+	s.liveHeap.push(c.ID)
+	s.emit(Effect{Kind: EffectBegan, ID: c.ID, Txn: t})
+	if s.locks.Claim(c.ID, s.nowMs, c.Locks) {
+		s.grant(t)
+	} else {
+		s.emit(Effect{Kind: EffectBlocked, ID: c.ID, Txn: t})
+	}
+}
+
+// admits says why this shard refuses a branch, or "".
+func (s *State) admits(b *BeginBranch) reason.Code {
+	v := s.served[b.Service]
+	switch {
+	case v == nil:
+		return ""
+	case b.Generation < v.generation:
+		return reason.UnknownService // computed from an outdated copy of the registry
+	case b.Generation == v.generation && v.drained:
+		return reason.ServiceDraining
+	}
+	return ""
+}
+
+// serve notes the highest generation of a service that this shard has seen.
+func (s *State) serve(b *BeginBranch) *served {
+	v := s.served[b.Service]
+	if v == nil {
+		v = &served{name: b.Service}
+		s.served[b.Service] = v
+	}
+	if b.Generation > v.generation {
+		v.generation, v.drained = b.Generation, false
+	}
+	return v
+}
+
+func (s *State) grant(t *Txn) {
+	s.grants++
+	t.Status, t.Token, t.GrantedMs = Preparing, s.grants, s.nowMs
+	s.emit(Effect{Kind: EffectGranted, ID: t.ID, Txn: t})
+}
+
+func (s *State) applyCommit(r *reader) {
+	c := Commit{ID: r.id(), Enlisted: r.uint32("enlisted")}
+	var buf [16]uint32
+	c.Yes = r.indices(buf[:0:8])
+	c.ReadOnly = r.indices(buf[8:8:16])
+	if r.err != nil {
+		return
+	}
+	t := s.txns[c.ID]
+	if t == nil || t.Status != Preparing || !s.locks.Granted(c.ID) || !covers(t, &c) {
+		s.emit(Effect{Kind: EffectDecisionIgnored, ID: c.ID, Txn: t})
+		return
+	}
+	t.Status, t.DecidedMs = Committing, s.nowMs
+	for _, i := range c.Yes {
+		t.Branches[i].Fate = FateFinishing
+		if t.OnePhase {
+			t.Branches[i].Fate = FateDone
+		}
+	}
+	for _, i := range c.ReadOnly {
+		t.Branches[i].Fate = FateReadOnly
+	}
+	s.decided(t)
+}
+
+// covers reports whether the decision names every enlisted branch exactly once.
+func covers(t *Txn, c *Commit) bool {
+	if int(c.Enlisted) != len(t.Branches) || len(c.Yes)+len(c.ReadOnly) != len(t.Branches) {
+		return false
+	}
+	for i := range t.Branches {
+		n := 0
+		for _, list := range [2][]uint32{c.Yes, c.ReadOnly} {
+			for _, b := range list {
+				if b == uint32(i) {
+					n++
+				}
+			}
+		}
+		if n != 1 {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *State) applyAbort(c AbortCmd) {
+	t := s.txns[c.ID]
+	abort := &Abort{Reason: c.Reason, Message: c.Message, Service: c.Service}
+	switch {
+	case t == nil && c.ID.UnixMs() <= s.w:
+		s.emit(Effect{Kind: EffectDecisionIgnored, ID: c.ID, Reason: reason.IDExpired})
+	case t == nil:
+		// Presumed abort, made true: the id can never begin.
+		t = &Txn{ID: c.ID, NeverBegun: true, Status: Aborting, BeganMs: s.nowMs, DecidedMs: s.nowMs, Abort: abort}
+		s.txns[c.ID] = t
+		s.live++
+		s.emit(Effect{Kind: EffectDecided, ID: c.ID, Txn: t})
+		s.end(t)
+	case t.Status == Preparing && t.OnePhase && !c.Refused && !mutant.On("one-phase-aborted-by-timeout"),
+		t.Status.Decided() && !mutant.On("second-decision-wins"):
+		s.emit(Effect{Kind: EffectDecisionIgnored, ID: c.ID, Txn: t})
+	default:
+		fate := FateFinishing
+		if t.Status == Active {
+			fate = FateNeverContacted
+		} else if c.Refused {
+			fate = FateDone
+		}
+		t.Status, t.DecidedMs, t.Abort = Aborting, s.nowMs, abort
+		for i := range t.Branches {
+			t.Branches[i].Fate = fate
+		}
+		s.decided(t)
+	}
+}
+
+// decided ends what the decision itself ends: branches that owe no answer give
+// back their keys now, the others when they acknowledge.
+func (s *State) decided(t *Txn) {
+	for i := range t.Branches {
+		t.Branches[i].Ops = nil
+	}
+	s.emit(Effect{Kind: EffectDecided, ID: t.ID, Txn: t})
+	open := 0
+	for i := range t.Branches {
+		if t.Branches[i].Fate == FateFinishing {
+			open++
+		}
+	}
+	switch {
+	case open == 0:
+		s.end(t)
+	case open < len(t.Branches) || mutant.On("release-at-decision"):
+		for i := range t.Branches {
+			if t.Branches[i].Fate != FateFinishing || mutant.On("release-at-decision") {
+				s.release(t, t.Branches[i].Service)
+			}
+		}
+	}
+}
+
+func (s *State) applyAck(c Ack) {
+	t := s.txns[c.ID]
+	if t == nil || int(c.Branch) >= len(t.Branches) || t.Branches[c.Branch].Fate != FateFinishing || c.Fate != FateDone && !c.Fate.Hazard() {
+		return // a repeated acknowledgement, of this leader or an earlier one
+	}
+	b := &t.Branches[c.Branch]
+	b.Fate = c.Fate
+	s.emit(Effect{Kind: EffectAcked, ID: t.ID, Txn: t, Branch: c.Branch})
+	if c.Fate.Hazard() {
+		s.emit(Effect{Kind: EffectHazard, ID: t.ID, Txn: t, Branch: c.Branch})
+	}
+	for i := range t.Branches {
+		if t.Branches[i].Fate == FateFinishing {
+			s.release(t, b.Service)
+			return
+		}
+	}
+	s.end(t)
+}
+
+// release gives back the transaction's keys at one service.
+func (s *State) release(t *Txn, service string) {
+	s.wake(s.locks.Release(t.ID, service, s.woken[:0]))
+}
+
+func (s *State) wake(woken []txnid.ID) {
+	s.woken = woken
+	for _, id := range woken {
+		s.grant(s.txns[id])
+	}
+}
+
+func (s *State) end(t *Txn) {
+	if t.Status == Committing {
+		t.Status = Committed
+	} else {
+		t.Status = Aborted
+	}
+	t.EndedMs = s.nowMs
+	s.live--
+	for i := range t.Branches {
+		s.served[t.Branches[i].Service].open--
+	}
+	locked := t.locked
+	t.locked = false
+	s.emit(Effect{Kind: EffectEnded, ID: t.ID, Txn: t})
+	s.retain(t)
+	if locked {
+		s.wake(s.locks.Drop(t.ID, s.woken[:0]))
+	}
+}
+
+// retain keeps an ended transaction: open hazards until an operator resolves
+// them, the others until the retention limits.
+func (s *State) retain(t *Txn) {
+	if !t.Hazard() {
+		s.done.push(t)
+		return
+	}
+	s.hazards = append(s.hazards, t.ID)
+	if len(s.hazards) > MaxHazards {
+		oldest := s.hazards[0]
+		s.hazards = append([]txnid.ID(nil), s.hazards[1:]...)
+		s.done.push(s.txns[oldest])
+	}
+}
+
+func (s *State) applyForget(c Forget) {
+	left := s.done.len()
+	for n := uint32(0); n < maxForgetPerStep && left > 0; left-- {
+		t := s.done.front()
+		if n >= c.Count && t.EndedMs > c.EndedBeforeMs {
+			return
+		}
+		s.done.pop()
+		if t.ID.UnixMs()+WatermarkLagMs > s.nowMs {
+			// An id from a clock that is ahead must not raise W to the present.
+			s.done.push(t)
+			continue
+		}
+		if !mutant.On("forget-without-watermark") {
+			s.w = max(s.w, t.ID.UnixMs())
+		}
+		delete(s.txns, t.ID)
+		n++
+		s.emit(Effect{Kind: EffectForgotten, ID: t.ID})
+	}
+}
+
+func (s *State) applyResolve(id txnid.ID, note string) {
+	for i, h := range s.hazards {
+		if h != id {
+			continue
+		}
+		s.hazards = append(append([]txnid.ID(nil), s.hazards[:i]...), s.hazards[i+1:]...)
+		t := *s.txns[id]
+		t.Resolution = note
+		s.txns[id] = &t
+		s.done.push(&t)
+		s.emit(Effect{Kind: EffectResolved, ID: id, Txn: &t})
+		return
+	}
+	s.emit(Effect{Kind: EffectResolved, ID: id, Reason: reason.NotAHazard})
+}

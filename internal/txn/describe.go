@@ -1,0 +1,63 @@
+package txn
+
+import "fmt"
+
+var kindNames = [...]string{kindBoot: "BOOT", kindLead: "LEAD", kindBegin: "BEGIN", kindCommit: "COMMIT", kindAbort: "ABORT", kindAck: "ACK",
+	kindForget: "FORGET", kindPutService: "PUT_SERVICE", kindDrainService: "DRAIN_SERVICE", kindRemoveService: "REMOVE_SERVICE", kindResolve: "RESOLVE"}
+
+// Describe lists the commands of an entry, one line each: "COMMIT 0199…".
+func Describe(entry []byte) ([]string, error) {
+	if _, _, err := Header(entry); err != nil {
+		return nil, err
+	}
+	r := &reader{b: entry[HeaderBytes:]}
+	var lines []string
+	for len(r.b) > 0 {
+		k := kind(r.byte())
+		if k < kindBoot || k > kindResolve {
+			return lines, fmt.Errorf("%w: record kind %d", ErrFormat, k)
+		}
+		subject := r.describe(k)
+		if r.err != nil {
+			return lines, r.err
+		}
+		lines = append(lines, kindNames[k]+" "+subject)
+	}
+	return lines, nil
+}
+
+func (r *reader) describe(k kind) string {
+	switch k {
+	case kindBoot:
+		r.take(16)
+		r.uint()
+		return fmt.Sprintf("shard %d of %d", r.uint(), r.uint())
+	case kindLead, kindDrainService, kindRemoveService:
+		return r.string()
+	case kindBegin:
+		return r.begin(func(s string) string { return s }).ID.String()
+	case kindCommit:
+		id := r.id()
+		r.uint()
+		r.indices(nil)
+		r.indices(nil)
+		return id.String()
+	case kindAbort:
+		id, why := r.id(), r.string()
+		r.string()
+		r.string()
+		r.bool()
+		return id.String() + " " + why
+	case kindAck:
+		return fmt.Sprintf("%s branch %d %s", r.id(), r.uint()+1, r.fate())
+	case kindForget:
+		return fmt.Sprintf("%d, ended before %d", r.uint(), r.uint())
+	case kindPutService:
+		return r.service().Name
+	case kindResolve:
+		id := r.id().String()
+		r.string()
+		return id
+	}
+	return ""
+}

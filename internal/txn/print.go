@@ -1,0 +1,108 @@
+package txn
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// String prints the state for people, in a fixed order: it is the oracle of the
+// scenario tests and what an operator's debug dump shows.
+func (s *State) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "shard %d/%d term %d W=%d grants=%d live=%d done=%d hazards=%d\n", s.shard, s.shards, s.term, s.w, s.grants, s.live, s.done.len(), len(s.hazards))
+	for _, v := range s.Services() {
+		fmt.Fprintf(&b, "service %s generation=%d open=%d", v.Name, v.Generation, s.OpenAt(v.Name))
+		if v.Draining {
+			b.WriteString(" draining")
+		}
+		b.WriteByte('\n')
+	}
+	for _, id := range s.LiveIDs() {
+		printTxn(&b, s.txns[id])
+	}
+	for _, id := range s.hazards {
+		printTxn(&b, s.txns[id])
+	}
+	for _, t := range s.done.items[s.done.head:] {
+		printTxn(&b, t)
+	}
+	b.WriteString(s.locks.String())
+	return b.String()
+}
+
+func printTxn(b *strings.Builder, t *Txn) {
+	fmt.Fprintf(b, "txn %s %s", t.ID, t.Status)
+	if t.OnePhase {
+		b.WriteString(" one_phase")
+	}
+	if t.Token > 0 {
+		fmt.Fprintf(b, " token=%d", t.Token)
+	}
+	if t.Abort != nil {
+		fmt.Fprintf(b, " %s", t.Abort.Reason)
+	}
+	for i := range t.Branches {
+		fmt.Fprintf(b, " [%d %s %s]", i+1, t.Branches[i].Service, t.Branches[i].Fate)
+	}
+	b.WriteByte('\n')
+}
+
+// Check verifies the invariants that must hold between commands.
+func (s *State) Check() error {
+	if err := s.locks.Check(); err != nil {
+		return err
+	}
+	if got := s.live + len(s.hazards) + s.done.len(); got != len(s.txns) {
+		return fmt.Errorf("%d records, but %d live, %d hazards and %d done", len(s.txns), s.live, len(s.hazards), s.done.len())
+	}
+	live, open := 0, map[string]int{}
+	var errs []error
+	for id, t := range s.txns { // order does not matter: every record is checked
+		if err := s.checkTxn(t); err != nil {
+			errs = append(errs, fmt.Errorf("transaction %s: %w", id, err))
+		}
+		if t.Status.Ended() {
+			continue
+		}
+		live++
+		for i := range t.Branches {
+			open[t.Branches[i].Service]++
+		}
+	}
+	if live != s.live {
+		errs = append(errs, fmt.Errorf("%d live transactions, counted %d", live, s.live))
+	}
+	for name, v := range s.served { // order does not matter: every service is checked
+		if v.open != open[name] {
+			errs = append(errs, fmt.Errorf("service %s: %d open transactions, counted %d", name, open[name], v.open))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *State) checkTxn(t *Txn) error {
+	finishing := 0
+	for i := range t.Branches {
+		f := t.Branches[i].Fate
+		if f == FateFinishing {
+			finishing++
+		}
+		if t.Status.Decided() == (f == FateOpen) {
+			return fmt.Errorf("%s with a branch %s", t.Status, f)
+		}
+	}
+	switch {
+	case t.Status.Ended() && (t.locked || s.locks.Has(t.ID)):
+		return errors.New("ended, but has locks")
+	case !t.Status.Ended() && s.locks.Granted(t.ID) != (t.Status != Active):
+		return fmt.Errorf("%s, but granted is %v", t.Status, s.locks.Granted(t.ID))
+	case t.Status.Ended() && finishing > 0:
+		return errors.New("ended before every branch acknowledged")
+	case (t.Status == Committing || t.Status == Aborting) && finishing == 0:
+		return errors.New("every branch acknowledged, but not ended")
+	case (t.Abort != nil) != (t.Status == Aborting || t.Status == Aborted):
+		return fmt.Errorf("%s, abort %v", t.Status, t.Abort)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package txn
+
+import (
+	"sort"
+
+	"github.com/assent-tx/assent/internal/reason"
+)
+
+// Services returns the registry in order of names.
+func (s *State) Services() []*Service {
+	list := make([]*Service, 0, len(s.services))
+	for _, v := range s.services {
+		list = append(list, v)
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
+	return list
+}
+
+// applyPutService registers a service or replaces its endpoints and limits; the
+// identity stays. What a transaction's record took from the registry - isolation
+// and capabilities - changes only while no transaction is open there, and then
+// with a new generation, so that a BEGIN computed from the old one is refused.
+func (s *State) applyPutService(v *Service) {
+	old := s.services[v.Name]
+	v.Draining = false
+	v.UpdatedMs = s.nowMs
+	switch {
+	case old == nil && len(s.services) >= MaxServices:
+		s.emit(Effect{Kind: EffectServiceRefused, Name: v.Name, Reason: reason.TooManyServices})
+		return
+	case old == nil:
+		v.RegisteredMs = s.nowMs
+		s.nextGen++
+		v.Generation = s.nextGen
+	case old.Draining:
+		s.emit(Effect{Kind: EffectServiceRefused, Name: v.Name, Reason: reason.ServiceDraining})
+		return
+	default:
+		v.RegisteredMs, v.Generation = old.RegisteredMs, old.Generation
+		if old.Isolated != v.Isolated || old.Capabilities != v.Capabilities {
+			if s.OpenAt(v.Name) > 0 {
+				s.emit(Effect{Kind: EffectServiceRefused, Name: v.Name, Reason: reason.InvalidService})
+				return
+			}
+			s.nextGen++
+			v.Generation = s.nextGen
+		}
+	}
+	s.services[v.Name] = v
+	s.registry++
+	s.serve(&BeginBranch{Service: v.Name, Generation: v.Generation})
+	s.emit(Effect{Kind: EffectServicePut, Name: v.Name, Service: v})
+}
+
+func (s *State) applyDrainService(name string) {
+	old := s.services[name]
+	if old == nil {
+		s.emit(Effect{Kind: EffectServiceRefused, Name: name, Reason: reason.UnknownService})
+		return
+	}
+	v := *old
+	v.Draining = true
+	s.services[name] = &v
+	s.registry++
+	k := s.serve(&BeginBranch{Service: name, Generation: v.Generation})
+	k.drained = true
+	s.emit(Effect{Kind: EffectServiceDraining, Name: name, Service: &v})
+}
+
+func (s *State) applyRemoveService(name string) {
+	v := s.services[name]
+	if v == nil || !v.Draining || s.OpenAt(name) > 0 {
+		return // overtaken: the leader asks again when the last branch has ended
+	}
+	delete(s.services, name)
+	s.registry++
+	s.emit(Effect{Kind: EffectServiceRemoved, Name: name})
+}
