@@ -1,0 +1,532 @@
+package replog
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
+)
+
+// Log is a node's groups and their database.
+type Log struct {
+	cfg    Config
+	disk   *disk
+	lock   io.Closer
+	id     identity
+	db     *database
+	groups []*group
+	epoch  time.Time
+
+	fsyncs    atomic.Uint64
+	voting    atomic.Bool // Raft goroutines may be running
+	started   atomic.Bool // Open has succeeded
+	failOnce  sync.Once
+	failErr   atomic.Pointer[error]
+	failed    chan struct{}
+	closing   chan struct{}
+	closeOnce sync.Once
+	closeErr  error
+	wg        sync.WaitGroup
+
+	floorMu   sync.Mutex
+	floorLast []floorMark
+	floorKick chan struct{}
+}
+
+// Open claims and checks the data directory and starts the groups. A new
+// directory becomes a cluster of this one voter. The machines have been restored
+// from their snapshots when Open returns; the entries behind those are applied
+// once this node leads.
+//
+// A directory that cannot be used is a *DirError that wraps ErrForeignDirectory,
+// ErrOtherNode, ErrOtherCluster, ErrOtherShardCount, ErrNewerFormat, ErrLocked or
+// ErrDamaged; nothing in it was changed.
+func Open(config Config) (*Log, error) {
+	cfg, err := config.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{
+		cfg: cfg, epoch: time.Now(),
+		failed: make(chan struct{}), closing: make(chan struct{}), floorKick: make(chan struct{}, 1),
+	}
+	l.disk = &disk{FS: cfg.FS, fail: l.fail, fsyncs: &l.fsyncs}
+	if cfg.FS == nil {
+		l.disk.FS, l.disk.private = vfs.Default, true
+	}
+	if err := l.open(); err != nil {
+		l.undo()
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	l.started.Store(true)
+	if err := l.failure(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open log: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+func (l *Log) open() error {
+	if err := makeDirectory(l.disk, l.cfg.Dir); err != nil {
+		return err
+	}
+	// Asked before the lock file is made, and again under the lock.
+	err := refuseForeign(l.disk, l.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	if l.lock, err = l.disk.Lock(l.disk.PathJoin(l.cfg.Dir, lockName)); err != nil {
+		return &DirError{
+			Dir: l.cfg.Dir, Err: ErrLocked, Detail: err.Error(),
+			Hint: "stop the process that uses it, or make the directory writable; two processes never share one",
+		}
+	}
+	if l.id, err = claimDirectory(l.disk, &l.cfg); err != nil {
+		return err
+	}
+	floor, err := readFloor(l.disk, l.cfg.Dir, len(l.cfg.Machines))
+	if err != nil {
+		return err
+	}
+	if err := l.openDatabase(floor == nil); err != nil {
+		return err
+	}
+	snapshots := l.disk.PathJoin(l.cfg.Dir, snapshotsDir)
+	if err := l.disk.MkdirAll(snapshots, dirMode); err != nil {
+		return err
+	}
+	if err := syncDir(l.disk, l.cfg.Dir); err != nil {
+		return err
+	}
+	for shard := range l.cfg.Machines {
+		g, err := l.recoverGroup(uint32(shard), snapshots, floor)
+		if err != nil {
+			return err
+		}
+		l.groups = append(l.groups, g)
+	}
+	l.voting.Store(true)
+	for _, g := range l.groups {
+		if err := l.startRaft(g); err != nil {
+			return err
+		}
+	}
+	if err := l.writeFloor(); err != nil {
+		return err
+	}
+	for _, g := range l.groups {
+		g.wg.Add(2)
+		go g.finisher()
+		go g.watchLeadership()
+		go g.takeSnapshots()
+		g.kickSnapshot()
+	}
+	l.wg.Add(2)
+	go l.watchStalls()
+	go l.keepFloor()
+	return nil
+}
+
+// openDatabase checks the database's files and opens it. A new one is opened
+// twice: only the second write-ahead file has the format asked for.
+func (l *Log) openDatabase(unfinished bool) error {
+	dir := l.disk.PathJoin(l.cfg.Dir, dbName)
+	l.db = &database{log: l}
+	if _, err := hex.Decode(l.db.nonce[:], []byte(l.id.Nonce)); err != nil {
+		return err
+	}
+	if _, err := l.disk.Stat(dir); err == nil {
+		torn, err := checkDatabaseFiles(l.disk, dir, l.db.nonce)
+		if err != nil {
+			return err
+		}
+		for _, t := range torn {
+			l.cfg.Logger.Info("log: an unfinished write is cut off", "file", t)
+		}
+	} else if !unfinished {
+		return damaged(l.cfg.Dir, "the directory %q is missing", dbName)
+	}
+	if unfinished {
+		db, err := l.openPebble(dir, false)
+		if err != nil {
+			return err
+		}
+		if err := db.Close(); err != nil {
+			return err
+		}
+	}
+	var err error
+	l.db.db, err = l.openPebble(dir, true)
+	return err
+}
+
+func (l *Log) openPebble(dir string, mustExist bool) (db *pebble.DB, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			db, err = nil, damaged(l.cfg.Dir, "the database panics: %v", p)
+		}
+	}()
+	cache := pebble.NewCache(8 << 20)
+	defer cache.Unref()
+	db, err = pebble.Open(dir, &pebble.Options{
+		FS:                          l.disk,
+		FormatMajorVersion:          pebble.FormatWALSyncChunks,
+		ErrorIfNotExists:            mustExist,
+		Cache:                       cache,
+		MaxOpenFiles:                256,
+		MemTableSize:                l.cfg.MemTableBytes,
+		MemTableStopWritesThreshold: 4,
+		Logger:                      dbLogger{logger: l.cfg.Logger, fail: l.fail},
+		EventListener: &pebble.EventListener{
+			BackgroundError: func(err error) { l.fail(fmt.Errorf("log database: %w", err)) },
+			DataCorruption: func(info pebble.DataCorruptionInfo) {
+				l.fail(fmt.Errorf("%w: %s: %w", ErrDamaged, info.Path, info.Details))
+			},
+			FlushEnd: func(pebble.FlushInfo) { l.kickFloor() },
+		},
+	})
+	if err == nil {
+		return db, nil
+	}
+	if pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) || isMissingFile(err) {
+		return nil, damaged(l.cfg.Dir, "%v", err)
+	}
+	return nil, fmt.Errorf("open database: %w", err)
+}
+
+func isMissingFile(err error) bool { return errors.Is(err, os.ErrNotExist) }
+
+func (l *Log) recoverGroup(shard uint32, snapshots string, floor []floorMark) (*group, error) {
+	g := newGroup(l, shard)
+	var err error
+	if g.snaps, err = openSnapStore(l.disk, snapshots, shard, l.cfg.RetainSnapshots); err != nil {
+		return nil, err
+	}
+	snapshotIndex, err := g.snaps.newest()
+	if err != nil {
+		return nil, damaged(l.cfg.Dir, "shard %d: %v", shard, err)
+	}
+	g.snapshotIndex.Store(snapshotIndex)
+	g.store = &store{database: l.db, shard: shard}
+	r, err := g.store.recover(l.cfg.Dir, snapshotIndex)
+	if err != nil {
+		return nil, err
+	}
+	g.baseBytes.Store(-int64(r.bytesAfterSnapshot))
+	g.baseEntries.Store(-int64(r.entriesAfterSnapshot))
+	g.store.appended = g.kickSnapshot
+	g.fsm = &follower{log: l, shard: shard, machine: l.cfg.Machines[shard]}
+	g.fsm.applied.Store(snapshotIndex)
+
+	last, term := max(g.store.last.Load(), snapshotIndex), g.store.term.Load()
+	if floor != nil {
+		if mark := floor[shard]; last < mark.last || term < mark.term {
+			return nil, damaged(l.cfg.Dir, "shard %d: the log ends at entry %d, term %d; it once was durable up to entry %d, term %d",
+				shard, last, term, mark.last, mark.term)
+		}
+		return g, nil
+	}
+	if last > 1 || term > 1 {
+		return nil, damaged(l.cfg.Dir, "%s is missing although shard %d has %d entries", floorName, shard, last)
+	}
+	if last == 0 {
+		return g, l.bootstrap(g)
+	}
+	return g, nil
+}
+
+// bootstrap makes this node the group's only voter. It can be repeated after a
+// crash at any point.
+func (l *Log) bootstrap(g *group) error {
+	if err := g.store.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+		return err
+	}
+	return g.store.StoreLog(&raft.Log{
+		Index: 1, Term: 1, Type: raft.LogConfiguration,
+		Data: raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{
+			Suffrage: raft.Voter, ID: raft.ServerID(l.id.Node), Address: l.address(g.shard),
+		}}}),
+	})
+}
+
+func (l *Log) address(shard uint32) raft.ServerAddress {
+	return raft.ServerAddress(fmt.Sprintf("%s/%d", l.id.Node, shard))
+}
+
+// startRaft starts a group. Its transport reaches no other process yet: a
+// network transport takes this one's place when a group can have peers.
+func (l *Log) startRaft(g *group) (err error) {
+	defer func() { // the Raft library panics when it cannot store its term
+		if p := recover(); p != nil {
+			err = fmt.Errorf("shard %d: %v", g.shard, p)
+		}
+	}()
+	timeout := time.Duration(l.cfg.ElectionTimeoutMs) * time.Millisecond
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(l.id.Node)
+	rc.ProtocolVersion = raft.ProtocolVersionMax
+	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = timeout, timeout, timeout
+	rc.MaxAppendEntries = l.cfg.MaxBatchEntries
+	rc.BatchApplyCh = true
+	rc.TrailingLogs = l.cfg.TrailingEntries
+	rc.SnapshotInterval = 24 * time.Hour // never: takeSnapshots decides
+	rc.SnapshotThreshold = 1 << 62
+	rc.NotifyCh = g.notify
+	rc.Logger = raftLogger(l.cfg.Logger.With("shard", g.shard), true)
+	rc.NoLegacyTelemetry = true
+	_, transport := raft.NewInmemTransport(l.address(g.shard))
+	g.raft, err = raft.NewRaft(rc, g.fsm, g.store, g.store, g.snaps, transport)
+	if err != nil {
+		return damagedOr(l, g.shard, err)
+	}
+	return nil
+}
+
+// damagedOr: all files were found sound before, so what remains is a machine
+// that does not accept its snapshot.
+func damagedOr(l *Log, shard uint32, err error) error {
+	if cause := l.failure(); cause != nil {
+		return cause
+	}
+	return fmt.Errorf("shard %d: %w", shard, err)
+}
+
+// Group is the log of one shard; it panics if there is no such shard.
+func (l *Log) Group(shard uint32) Group { return l.groups[shard] }
+
+// Shards is their number.
+func (l *Log) Shards() uint32 { return uint32(len(l.groups)) }
+
+// ClusterID is 32 hexadecimal digits, made when the directory was.
+func (l *Log) ClusterID() string { return l.id.Cluster }
+
+// Incarnation is 1, and more after a restore from a backup.
+func (l *Log) Incarnation() uint64 { return l.id.Incarnation }
+
+// Snapshot takes a snapshot of a shard now and truncates its log.
+func (l *Log) Snapshot(shard uint32) error {
+	if err := l.groups[shard].snapshot(); err != nil {
+		return fmt.Errorf("snapshot of shard %d: %w", shard, err)
+	}
+	return nil
+}
+
+// Failed closes when the log has failed; Err then says why.
+func (l *Log) Failed() <-chan struct{} { return l.failed }
+
+// Err is why the log has failed, or nil.
+func (l *Log) Err() error { return l.failure() }
+
+func (l *Log) now() time.Duration { return time.Since(l.epoch) }
+
+func (l *Log) failure() error {
+	if p := l.failErr.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// fail condemns the log, for good: the first error counts.
+func (l *Log) fail(err error) {
+	l.failOnce.Do(func() {
+		l.failErr.Store(&err)
+		close(l.failed)
+		if !l.started.Load() {
+			return // Open returns it
+		}
+		select {
+		case <-l.closing: // Close returns it
+			return
+		default:
+		}
+		for _, g := range l.groups {
+			g.retire()
+		}
+		if l.cfg.OnFatal != nil {
+			go l.cfg.OnFatal(err)
+			return
+		}
+		l.cfg.Logger.Error("the log has failed; the process ends, so that a restart recovers what is durable", "error", err)
+		os.Exit(ExitFatal)
+	})
+}
+
+// watchStalls ends the process when a write hangs: a leader whose disk hangs
+// would otherwise keep its lead for ever.
+func (l *Log) watchStalls() {
+	defer l.wg.Done()
+	limit := time.Duration(l.cfg.AppendStallMs) * time.Millisecond
+	tick := time.NewTicker(max(limit/8, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-l.closing:
+			return
+		case <-l.failed:
+			return
+		}
+		for _, g := range l.groups {
+			began := g.store.writing.Load()
+			if began == 0 {
+				continue
+			}
+			if took := l.now() - time.Duration(began); took > limit {
+				l.fail(fmt.Errorf("%w: shard %d: a write is not on disk after %v", ErrAppendStalled, g.shard, took.Round(time.Millisecond)))
+			}
+		}
+	}
+}
+
+func (l *Log) kickFloor() {
+	select {
+	case l.floorKick <- struct{}{}:
+	default:
+	}
+}
+
+func (l *Log) keepFloor() {
+	defer l.wg.Done()
+	for {
+		select {
+		case <-l.floorKick:
+		case <-l.closing:
+			return
+		case <-l.failed:
+			return
+		}
+		if err := l.writeFloor(); err != nil {
+			l.fail(fmt.Errorf("write floor: %w", err))
+		}
+	}
+}
+
+// writeFloor records how far every group is durable.
+func (l *Log) writeFloor() error {
+	l.floorMu.Lock()
+	defer l.floorMu.Unlock()
+	marks := make([]floorMark, len(l.groups))
+	for i, g := range l.groups {
+		marks[i] = floorMark{last: g.store.last.Load(), term: g.store.term.Load()}
+		if marks[i].last == 0 {
+			marks[i].last = g.snapshotIndex.Load()
+		}
+	}
+	if l.floorLast != nil && slices.Equal(marks, l.floorLast) {
+		return nil
+	}
+	if err := writeFile(l.disk, l.cfg.Dir, floorName, encodeFloor(marks)); err != nil {
+		return err
+	}
+	l.floorLast = marks
+	return nil
+}
+
+// Close refuses new proposals, waits for the accepted ones (CloseTimeoutMs at
+// most), stops the groups and closes the database. Every done has run when it
+// returns. After a failure it leaves what hangs.
+func (l *Log) Close() error {
+	l.closeOnce.Do(func() { l.closeErr = l.close() })
+	return l.closeErr
+}
+
+func (l *Log) close() error {
+	deadline := time.NewTimer(time.Duration(l.cfg.CloseTimeoutMs) * time.Millisecond)
+	defer deadline.Stop()
+	expired := false
+	wait := func(c <-chan struct{}) {
+		if expired {
+			select {
+			case <-c:
+			default:
+			}
+			return
+		}
+		select {
+		case <-c:
+		case <-deadline.C:
+			expired = true
+		}
+	}
+	for _, g := range l.groups {
+		g.drain()
+	}
+	for _, g := range l.groups {
+		wait(g.drained)
+	}
+	close(l.closing)
+	l.wg.Wait()
+	stopped := l.stopGroups()
+	grace := time.NewTimer(time.Duration(l.cfg.CloseTimeoutMs) * time.Millisecond)
+	defer grace.Stop()
+	select {
+	case <-stopped:
+	case <-grace.C:
+	}
+	for _, g := range l.groups {
+		g.abandon()
+	}
+	if err := l.failure(); err != nil {
+		select {
+		case <-stopped:
+			l.undo()
+		default: // a hung disk or machine: the process is ending
+		}
+		return fmt.Errorf("close log: it has failed: %w", err)
+	}
+	<-stopped
+	err := l.writeFloor()
+	err = errors.Join(err, l.db.close(), l.lock.Close())
+	if err != nil {
+		return fmt.Errorf("close log: %w", err)
+	}
+	return nil
+}
+
+// stopGroups tells all groups to stop and returns a channel that closes when
+// they have.
+func (l *Log) stopGroups() <-chan struct{} {
+	var futures []raft.Future
+	for _, g := range l.groups {
+		if g.raft != nil {
+			futures = append(futures, g.raft.Shutdown())
+		}
+	}
+	stopped := make(chan struct{})
+	go func() {
+		for _, f := range futures {
+			_ = f.Error() // always nil
+		}
+		for _, g := range l.groups {
+			g.wg.Wait()
+		}
+		close(stopped)
+	}()
+	return stopped
+}
+
+// undo releases what a failed Open or a failed log holds; errors add nothing.
+func (l *Log) undo() {
+	if !l.started.Load() {
+		close(l.closing)
+		for _, g := range l.groups {
+			if g.raft != nil {
+				_ = g.raft.Shutdown().Error()
+			}
+		}
+	}
+	if l.db != nil && l.db.db != nil {
+		_ = l.db.close()
+	}
+	if l.lock != nil {
+		_ = l.lock.Close()
+	}
+}
