@@ -78,17 +78,17 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-// Appended observes one synced write to the log.
-func (m *Metrics) Appended(took time.Duration, entries int, _ int) {
+// Appended observes one synced write to a shard's log.
+func (m *Metrics) Appended(_ uint32, took time.Duration, entries, _ int) {
 	if m != nil {
 		m.appendTime.Observe(took.Seconds())
 		m.storeEntries.Observe(float64(entries))
 	}
 }
 
-// Snapshotted observes one snapshot.
-func (m *Metrics) Snapshotted(took time.Duration) {
-	if m != nil {
+// Snapshotted observes one snapshot of a shard.
+func (m *Metrics) Snapshotted(_ uint32, took time.Duration, _ int64, err error) {
+	if m != nil && err == nil {
 		m.snapshots.Observe(took.Seconds())
 	}
 }
@@ -163,6 +163,7 @@ var (
 	descDoubt   = prometheus.NewDesc("assent_transactions_in_doubt", "Decided transactions that some participant has not acknowledged.", nil, nil)
 	descAge     = prometheus.NewDesc("assent_in_doubt_age_seconds", "Age of the oldest decision that is not acknowledged; 0 if there is none.", nil, nil)
 	descHazards = prometheus.NewDesc("assent_hazards_open", "Transactions with an unresolved heuristic hazard.", nil, nil)
+	descLocks   = prometheus.NewDesc("assent_lock_keys", "Keys, with their ancestors, that are held or waited for.", nil, nil)
 	descWaiters = prometheus.NewDesc("assent_lock_waiters", "Transactions that wait for a lock.", nil, nil)
 	descLeading = prometheus.NewDesc("assent_shards_leading", "Shards that this node leads.", nil, nil)
 	descW       = prometheus.NewDesc("assent_watermark_seconds", "Unix time of the lowest shard's watermark: ids below it without a record are expired.", nil, nil)
@@ -170,7 +171,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (*stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descOpen, descDone, descDoubt, descAge, descHazards, descWaiters, descLeading, descW} {
+	for _, d := range []*prometheus.Desc{descOpen, descDone, descDoubt, descAge, descHazards, descLocks, descWaiters, descLeading, descW} {
 		ch <- d
 	}
 }
@@ -183,7 +184,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	var open, done, doubt, hazards, waiters, leading int
+	var open, done, doubt, hazards, locks, waiters, leading int
 	var age, w float64
 	for _, r := range n.runners {
 		err := r.run(ctx, func(sh *shard.Shard) {
@@ -191,6 +192,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 			open += st.Live()
 			done += st.Done()
 			hazards += st.Hazards()
+			locks += st.LockKeys()
 			waiters += st.LockWaiters()
 			if sh.Leading() {
 				leading++
@@ -214,6 +216,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descDoubt, float64(doubt))
 	gauge(descAge, age)
 	gauge(descHazards, float64(hazards))
+	gauge(descLocks, float64(locks))
 	gauge(descWaiters, float64(waiters))
 	gauge(descLeading, float64(leading))
 	gauge(descW, w)

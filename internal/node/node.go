@@ -127,10 +127,13 @@ func (n *Node) now() shard.Time {
 }
 
 // NewID makes a UUIDv7 of this moment.
-func NewID() txnid.ID {
+func NewID() txnid.ID { return NewIDAt(time.Now()) }
+
+// NewIDAt makes a UUIDv7 with the timestamp of t.
+func NewIDAt(t time.Time) txnid.ID {
 	var random [10]byte
 	_, _ = rand.Read(random[:]) // never fails: it ends the process instead
-	return txnid.New(uint64(time.Now().UnixMilli()), random)
+	return txnid.New(uint64(t.UnixMilli()), random)
 }
 
 func (n *Node) home(id txnid.ID) *runner { return n.runners[id.Shard(n.cfg.Shards)] }

@@ -306,6 +306,10 @@ func (s *State) Held(id txnid.ID) bool { return s.locks.Granted(id) }
 // LockWaiters counts the transactions that wait for a lock.
 func (s *State) LockWaiters() int { return s.locks.Waiters() }
 
+// LockKeys counts the nodes of the lock table: keys, with their ancestors, that
+// are held or waited for.
+func (s *State) LockKeys() int { return s.locks.Len() }
+
 // FencingToken is (incarnation, service generation, grant counter) in fixed-width
 // hexadecimal: of two transactions that held a key in conflict, the later has the
 // greater text.
