@@ -1,0 +1,242 @@
+package rmhttp
+
+import (
+	"context"
+	"crypto/tls"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/assent-tx/assent/internal/rm"
+)
+
+// Config holds the limits of a Client. Zero values take the defaults.
+type Config struct {
+	MaxResponseBytes   int           // of one answer; over it the answer is indefinite. Default 1 MiB
+	MaxResults         int           // values a prepare answer may return; over it the answer is indefinite. Default 64
+	MaxWaitingPrepares int           // calls waiting for a slot, per service; further ones are refused unsent. Default 10,000
+	MaxWaitingFinishes int           // the same for commit, rollback and status. Default 100,000
+	MaxIdleConns       int           // idle connections kept per host. Default 256
+	DialTimeout        time.Duration // of one connect, TLS handshake apart. Default 2s
+	IdleConnTimeout    time.Duration // after which an idle connection is closed. Default 60s
+	TLS                *tls.Config   // for https endpoints; nil: the system's roots
+
+	// AllowedNetworks limits where a connection may go; empty allows every
+	// address but link-local, multicast and unspecified ones. It is checked on
+	// the resolved address at connect time, so a name cannot be rebound past it.
+	AllowedNetworks []netip.Prefix
+}
+
+func (c Config) withDefaults() Config {
+	setInt := func(p *int, v int) {
+		if *p <= 0 {
+			*p = v
+		}
+	}
+	setDuration := func(p *time.Duration, v time.Duration) {
+		if *p <= 0 {
+			*p = v
+		}
+	}
+	setInt(&c.MaxResponseBytes, 1<<20)
+	setInt(&c.MaxResults, 64)
+	setInt(&c.MaxWaitingPrepares, 10_000)
+	setInt(&c.MaxWaitingFinishes, 100_000)
+	setInt(&c.MaxIdleConns, 256)
+	setDuration(&c.DialTimeout, 2*time.Second)
+	setDuration(&c.IdleConnTimeout, time.Minute)
+	return c
+}
+
+// Client implements rm.Caller over HTTP. It is safe for concurrent use.
+type Client struct {
+	cfg       Config
+	transport *http.Transport
+	ctx       context.Context //nolint:containedctx // ends every try at Close
+	cancel    context.CancelFunc
+
+	mu       sync.Mutex // guards what follows; held only for queue moves, never while calling out
+	closed   bool
+	services map[string]*service // those with a call in flight or waiting; others have no state
+	refused  []job               // calls to be told, without having been sent
+	refusing bool                // a goroutine is telling them
+	running  sync.WaitGroup      // that goroutine and every slot in use
+
+	urlMu sync.RWMutex
+	urls  map[string]*url.URL // parsed once; at most maxParsedURLs
+}
+
+const maxParsedURLs = 4096
+
+var _ rm.Caller = (*Client)(nil)
+
+// New returns a Client. Close it to end its calls and connections.
+func New(cfg Config) *Client {
+	cfg = cfg.withDefaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Client{
+		cfg:       cfg,
+		transport: newTransport(cfg),
+		ctx:       ctx,
+		cancel:    cancel,
+		services:  make(map[string]*service),
+		urls:      make(map[string]*url.URL),
+	}
+}
+
+// Call queues c and returns at once; done runs exactly once, on another goroutine.
+func (cl *Client) Call(c *rm.Call, e rm.Endpoint, done func(rm.Result)) {
+	j := job{call: c, end: e, done: done}
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.closed {
+		cl.refuse(j, "the coordinator is shutting down")
+		return
+	}
+	s := cl.services[c.Service]
+	if s == nil {
+		s = &service{}
+		cl.services[c.Service] = s
+	}
+	// Limits follow the latest registration: a call made later saw it later.
+	s.setLimit(e.MaxInFlight)
+	switch {
+	case s.waiting() == 0 && s.mayStart(c.Phase):
+		s.start(c.Phase)
+		cl.running.Add(1)
+		go cl.runSlot(s, j)
+	case c.Phase == rm.Prepare && s.prepares.len() >= cl.cfg.MaxWaitingPrepares:
+		cl.refuse(j, "too many prepare calls of this service are waiting")
+	case c.Phase != rm.Prepare && s.finishes.len() >= cl.cfg.MaxWaitingFinishes:
+		cl.refuse(j, "too many calls of this service are waiting")
+	default:
+		j.queued = time.Now()
+		s.push(j)
+		cl.startWaiting(s) // a raised limit, or the reserve
+	}
+}
+
+// startWaiting starts what may start. cl.mu is held.
+func (cl *Client) startWaiting(s *service) {
+	for {
+		j, ok := cl.pop(s)
+		if !ok {
+			return
+		}
+		s.start(j.call.Phase)
+		cl.running.Add(1)
+		go cl.runSlot(s, j)
+	}
+}
+
+// pop returns the next call of s that may start and is still wanted: a prepare
+// that waited longer than a try may last probably is not. Its asker learns that it
+// was not sent, and decides. cl.mu is held.
+func (cl *Client) pop(s *service) (job, bool) {
+	for {
+		j, ok := s.pop()
+		if !ok || j.call.Phase != rm.Prepare || time.Since(j.queued) <= j.end.PrepareTimeout {
+			return j, ok
+		}
+		cl.refuse(j, "waited longer than the prepare timeout for a free call slot of this service")
+	}
+}
+
+// runSlot runs j and then whatever waits, until nothing may start: one goroutine
+// for each slot in use, none for a waiting call.
+func (cl *Client) runSlot(s *service, j job) {
+	defer cl.running.Done()
+	for {
+		j.done(cl.try(j.call, j.end))
+		var ok bool
+		if j, ok = cl.next(s, j); !ok {
+			return
+		}
+	}
+}
+
+// next gives finished's slot to a waiting call of s.
+func (cl *Client) next(s *service, finished job) (job, bool) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	s.finish(finished.call.Phase)
+	if j, ok := cl.pop(s); ok { // nothing waits once the client is closed
+		s.start(j.call.Phase)
+		return j, true
+	}
+	if s.idle() && cl.services[finished.call.Service] == s {
+		delete(cl.services, finished.call.Service)
+	}
+	return job{}, false
+}
+
+// refuse tells j's asker that the call was never sent. cl.mu is held.
+func (cl *Client) refuse(j job, why string) {
+	j.why = why
+	cl.refused = append(cl.refused, j)
+	if !cl.refusing {
+		cl.refusing = true
+		cl.running.Add(1)
+		go cl.tellRefused()
+	}
+}
+
+func (cl *Client) tellRefused() {
+	defer cl.running.Done()
+	for {
+		cl.mu.Lock()
+		batch := cl.refused
+		cl.refused = nil
+		if len(batch) == 0 {
+			cl.refusing = false
+			cl.mu.Unlock()
+			return
+		}
+		cl.mu.Unlock()
+		for _, j := range batch {
+			j.done(rm.Result{Kind: rm.Indefinite, Reason: j.why})
+		}
+	}
+}
+
+// Close ends the calls in flight, refuses those that wait, and returns when every
+// done has run. Later calls are refused.
+func (cl *Client) Close() {
+	cl.mu.Lock()
+	cl.closed = true
+	for name, s := range cl.services {
+		for _, q := range []*fifo{&s.finishes, &s.prepares} {
+			for q.len() > 0 {
+				cl.refuse(q.pop(), "the coordinator is shutting down")
+			}
+		}
+		delete(cl.services, name)
+	}
+	cl.mu.Unlock()
+	cl.cancel()
+	cl.running.Wait()
+	cl.transport.CloseIdleConnections()
+}
+
+// parseURL parses each registered URL once. The result must not be changed.
+func (cl *Client) parseURL(raw string) (*url.URL, error) {
+	cl.urlMu.RLock()
+	u := cl.urls[raw]
+	cl.urlMu.RUnlock()
+	if u != nil {
+		return u, nil
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	cl.urlMu.Lock()
+	defer cl.urlMu.Unlock()
+	if len(cl.urls) >= maxParsedURLs {
+		clear(cl.urls) // registrations come and go; those in use are parsed again
+	}
+	cl.urls[raw] = u
+	return u, nil
+}

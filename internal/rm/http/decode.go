@@ -1,0 +1,212 @@
+package rmhttp
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/assent-tx/assent/internal/rm"
+)
+
+// Limits of what an answer may put into a Result.
+const (
+	maxReasonBytes  = 1024 // of a participant's reason for a no
+	maxExcerptBytes = 200  // of an answer that was not understood
+)
+
+// answer is what the contract knows of an answer's body. A nil field was absent.
+type answer struct {
+	vote, outcome, reason *string
+	results               []json.RawMessage
+}
+
+// parseAnswer reads a JSON object strictly in what it knows and ignores the rest:
+// names are compared exactly, a known field of another type is an error, and so
+// are two votes or outcomes that differ (encoding/json would take the last).
+func parseAnswer(body []byte) (answer, error) {
+	var a answer
+	dec := json.NewDecoder(bytes.NewReader(body))
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return a, errors.New("not a JSON object")
+	}
+	for dec.More() {
+		t, err := dec.Token()
+		if err != nil {
+			return a, fmt.Errorf("not valid JSON: %w", err)
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return a, fmt.Errorf("not valid JSON: %w", err)
+		}
+		switch t {
+		case "vote":
+			err = once(&a.vote, value)
+		case "outcome":
+			err = once(&a.outcome, value)
+		case "reason":
+			a.reason = nil
+			err = once(&a.reason, value)
+		case "results":
+			a.results = nil
+			if err = json.Unmarshal(value, &a.results); err != nil {
+				err = errors.New("not a list")
+			}
+		}
+		if err != nil {
+			return a, fmt.Errorf("%s: %w", t, err)
+		}
+	}
+	if _, err := dec.Token(); err != nil { // the closing brace
+		return a, fmt.Errorf("not valid JSON: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return a, errors.New("data after the JSON object")
+	}
+	return a, nil
+}
+
+// once sets *field to the string in value; null counts as absent.
+func once(field **string, value json.RawMessage) error {
+	var s *string
+	if err := json.Unmarshal(value, &s); err != nil {
+		return errors.New("not a string")
+	}
+	if *field != nil && (s == nil || **field != *s) {
+		return errors.New("given twice, differing")
+	}
+	*field = s
+	return nil
+}
+
+// decodePrepare is what an answer to prepare means.
+func decodePrepare(status int, body []byte, mayReadOnly bool, maxResults int) rm.Result {
+	a, err := parseAnswer(body)
+	if status == http.StatusConflict {
+		reason := "the participant answered 409"
+		if err == nil && a.reason != nil {
+			reason = printable(*a.reason, maxReasonBytes)
+		}
+		return rm.Result{Kind: rm.No, Reason: reason}
+	}
+	switch {
+	case status != http.StatusOK:
+		return unexpectedStatus(status, body)
+	case err != nil:
+		return indefinite("answer to prepare not understood: "+err.Error(), body)
+	case a.vote == nil:
+		return indefinite("answer to prepare has no vote", body)
+	}
+	var r rm.Result
+	switch *a.vote {
+	case "no":
+		reason := "the participant gave no reason"
+		if a.reason != nil {
+			reason = printable(*a.reason, maxReasonBytes)
+		}
+		return rm.Result{Kind: rm.No, Reason: reason}
+	case "yes":
+		r.Kind = rm.Yes
+	case "read_only":
+		if !mayReadOnly {
+			return rm.Result{Kind: rm.No, Reason: "protocol: voted read_only, but the service is not registered with the capability read_only"}
+		}
+		r.Kind = rm.ReadOnly
+	default:
+		return indefinite("answer to prepare has an unknown vote", body)
+	}
+	if len(a.results) > maxResults {
+		return rm.Result{Kind: rm.Indefinite, Reason: fmt.Sprintf("answer to prepare has %d results, more than the limit of %d", len(a.results), maxResults)}
+	}
+	for _, raw := range a.results {
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, raw); err != nil { // cannot be: it was parsed
+			return indefinite("answer to prepare has results that are not JSON", body)
+		}
+		r.Results = append(r.Results, compact.Bytes())
+	}
+	return r
+}
+
+// decodeFinish is what an answer to commit or rollback means.
+func decodeFinish(phase rm.Phase, status int, body []byte) rm.Result {
+	switch {
+	case status >= 200 && status <= 299:
+		return rm.Result{Kind: rm.Done}
+	case status != http.StatusNotFound && status != http.StatusConflict:
+		return unexpectedStatus(status, body)
+	}
+	outcome, err := parseOutcome(body)
+	if err != nil {
+		return indefinite(fmt.Sprintf("status %d without an outcome (%v)", status, err), body)
+	}
+	agrees := outcome == rm.OutcomeCommitted
+	if phase == rm.Rollback {
+		agrees = outcome == rm.OutcomeRolledBack || outcome == rm.OutcomeUnknown
+	}
+	switch {
+	case outcome == rm.OutcomePrepared:
+		return indefinite("still prepared", body) // neither done nor a contradiction
+	case agrees:
+		return rm.Result{Kind: rm.Done}
+	}
+	return rm.Result{Kind: rm.Contradicts, Outcome: outcome}
+}
+
+// decodeStatus is what an answer to a status question means.
+func decodeStatus(status int, body []byte) rm.Result {
+	if status != http.StatusOK {
+		return unexpectedStatus(status, body)
+	}
+	outcome, err := parseOutcome(body)
+	if err != nil {
+		return indefinite("answer to status not understood: "+err.Error(), body)
+	}
+	return rm.Result{Kind: rm.Known, Outcome: outcome}
+}
+
+func parseOutcome(body []byte) (rm.Outcome, error) {
+	a, err := parseAnswer(body)
+	if err != nil {
+		return 0, err
+	}
+	if a.outcome == nil {
+		return 0, errors.New("no outcome")
+	}
+	outcome, ok := rm.ParseOutcome(*a.outcome)
+	if !ok {
+		return 0, errors.New("unknown outcome")
+	}
+	return outcome, nil
+}
+
+func unexpectedStatus(status int, body []byte) rm.Result {
+	return indefinite(fmt.Sprintf("status %d", status), body)
+}
+
+func indefinite(what string, body []byte) rm.Result {
+	if len(body) > 0 {
+		what += ": " + printable(string(body[:min(len(body), maxExcerptBytes)]), maxExcerptBytes)
+	}
+	return rm.Result{Kind: rm.Indefinite, Reason: printable(what, maxReasonBytes)}
+}
+
+// printable is s as one line of at most limit bytes, for logs and consoles.
+func printable(s string, limit int) string {
+	var b strings.Builder
+	for _, r := range s {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
+			r = '.'
+		}
+		if b.Len()+utf8.RuneLen(r) > limit {
+			break
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}

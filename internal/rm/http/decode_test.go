@@ -1,0 +1,216 @@
+package rmhttp
+
+import (
+	"fmt"
+	"net/http"
+	"reflect"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/assent-tx/assent/internal/rm"
+)
+
+// show is a result in one line.
+func show(r rm.Result) string {
+	s := r.Kind.String()
+	if r.Kind == rm.Contradicts || r.Kind == rm.Known {
+		s += " " + r.Outcome.String()
+	}
+	if r.Kind == rm.No {
+		s += " " + r.Reason
+	}
+	for _, v := range r.Results {
+		s += " " + string(v)
+	}
+	return s
+}
+
+func TestPrepareAnswers(t *testing.T) {
+	for _, c := range []struct {
+		status     int
+		body, want string
+	}{
+		{200, `{"vote":"yes"}`, "yes"},
+		{200, ` {"vote":"yes","results":[ {"a": 1}, "b c" ,null]} ` + "\n", `yes {"a":1} "b c" null`},
+		{200, `{"vote":"read_only","results":[7]}`, "read_only 7"},
+		{200, `{"vote":"no","reason":"too\npoor"}`, "no too.poor"},
+		{200, `{"vote":"no"}`, "no the participant gave no reason"},
+		{200, `{"extra":{"vote":"no"},"vote":"yes","more":[1,[2]]}`, "yes"},
+		{200, `{"vote":"yes","vote":"yes"}`, "yes"},
+		{409, `{"vote":"no","reason":"closed"}`, "no closed"},
+		{409, `{"reason":"closed"}`, "no closed"},
+		{409, `<html>`, "no the participant answered 409"},
+		{409, ``, "no the participant answered 409"},
+
+		{200, `{"vote":"no","vote":"yes"}`, "indefinite"},
+		{200, `{"Vote":"yes"}`, "indefinite"},
+		{200, `{"vote":"YES"}`, "indefinite"},
+		{200, `{"vote":true}`, "indefinite"},
+		{200, `{"vote":null}`, "indefinite"},
+		{200, `{"vote":"maybe"}`, "indefinite"},
+		{200, `{"vote":"yes","results":{}}`, "indefinite"},
+		{200, `{"vote":"yes","results":[1,2,3,4]}`, "indefinite"},
+		{200, `{"vote":"no","reason":1}`, "indefinite"},
+		{200, `{"vote":"yes"`, "indefinite"},
+		{200, `{"vote":"yes"}{}`, "indefinite"},
+		{200, `{"vote":"yes"}}`, "indefinite"},
+		{200, `["yes"]`, "indefinite"},
+		{200, `yes`, "indefinite"},
+		{200, ``, "indefinite"},
+		{201, `{"vote":"yes"}`, "indefinite"},
+		{204, ``, "indefinite"},
+		{302, `{"vote":"yes"}`, "indefinite"},
+		{404, `{"vote":"no"}`, "indefinite"},
+		{500, `{"vote":"no"}`, "indefinite"},
+	} {
+		if got := show(decodePrepare(c.status, []byte(c.body), true, 3)); got != c.want {
+			t.Errorf("%d %s: %s, want %s", c.status, c.body, got, c.want)
+		}
+	}
+	r := decodePrepare(200, []byte(`{"vote":"read_only"}`), false, 3)
+	if r.Kind != rm.No || !strings.HasPrefix(r.Reason, "protocol:") {
+		t.Errorf("read_only without the capability: %s", show(r))
+	}
+}
+
+func TestFinishAnswers(t *testing.T) {
+	for _, c := range []struct {
+		status           int
+		body             string
+		commit, rollback string
+	}{
+		{200, ``, "done", "done"},
+		{204, ``, "done", "done"},
+		{202, `rubbish`, "done", "done"},
+		{404, `{"outcome":"unknown"}`, "contradicts unknown", "done"},
+		{409, `{"outcome":"unknown"}`, "contradicts unknown", "done"},
+		{409, `{"outcome":"committed"}`, "done", "contradicts committed"},
+		{409, `{"outcome":"rolled_back"}`, "contradicts rolled_back", "done"},
+		{409, `{"outcome":"prepared"}`, "indefinite", "indefinite"},
+		{409, `{"outcome":"COMMITTED"}`, "indefinite", "indefinite"},
+		{404, `not found`, "indefinite", "indefinite"},
+		{404, ``, "indefinite", "indefinite"},
+		{409, `{}`, "indefinite", "indefinite"},
+		{302, `{"outcome":"committed"}`, "indefinite", "indefinite"},
+		{500, `{"outcome":"committed"}`, "indefinite", "indefinite"},
+		{410, `{"outcome":"committed"}`, "indefinite", "indefinite"},
+	} {
+		if got := show(decodeFinish(rm.Commit, c.status, []byte(c.body))); got != c.commit {
+			t.Errorf("commit %d %s: %s, want %s", c.status, c.body, got, c.commit)
+		}
+		if got := show(decodeFinish(rm.Rollback, c.status, []byte(c.body))); got != c.rollback {
+			t.Errorf("rollback %d %s: %s, want %s", c.status, c.body, got, c.rollback)
+		}
+	}
+}
+
+func TestStatusAnswers(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"outcome":"unknown"}`:                           "known unknown",
+		`{"outcome":"prepared","vote":"yes"}`:             "known prepared",
+		`{"outcome":"committed"}`:                         "known committed",
+		`{"outcome":"rolled_back"}`:                       "known rolled_back",
+		`{"outcome":"done"}`:                              "indefinite",
+		`{"outcome":"committed","outcome":"rolled_back"}`: "indefinite",
+		`{}`: "indefinite",
+		``:   "indefinite",
+	} {
+		if got := show(decodeStatus(200, []byte(body))); got != want {
+			t.Errorf("%s: %s, want %s", body, got, want)
+		}
+	}
+	if got := show(decodeStatus(404, []byte(`{"outcome":"unknown"}`))); got != "indefinite" {
+		t.Errorf("404: %s", got)
+	}
+}
+
+func TestReasonsAreBoundedAndPrintable(t *testing.T) {
+	long := strings.Repeat("\x00\xff\u202e√é", 2000)
+	for _, r := range []rm.Result{
+		decodePrepare(http.StatusConflict, fmt.Appendf(nil, `{"reason":%q}`, strings.Repeat("√", 3000)), true, 1),
+		decodePrepare(http.StatusInternalServerError, []byte(long), true, 1),
+		decodeFinish(rm.Commit, http.StatusConflict, []byte(long)),
+		decodeStatus(http.StatusOK, []byte(long)),
+	} {
+		checkReason(t, r)
+		if r.Reason == "" {
+			t.Errorf("%s without a reason", r.Kind)
+		}
+	}
+}
+
+func checkReason(t *testing.T, r rm.Result) {
+	t.Helper()
+	if len(r.Reason) > 1024 || !utf8.ValidString(r.Reason) {
+		t.Errorf("reason of %d bytes: %q", len(r.Reason), r.Reason)
+	}
+	for _, c := range r.Reason {
+		if c < 0x20 || c == 0x7f || c == '\u202e' {
+			t.Errorf("reason with %q", c)
+		}
+	}
+}
+
+func seedAnswers(f *testing.F) {
+	for _, body := range []string{
+		``, `{}`, `{"vote":"yes"}`, `{"vote":"no","reason":"x"}`, `{"vote":"read_only","results":[1,{"a":[]}]}`,
+		`{"outcome":"committed"}`, `{"outcome":"unknown"} `, `{"vote":"yes"`, `[[[[`, `{"vote":"yes","vote":"no"}`, "\xff\x00",
+		`{"results":[1e999],"vote":"yes"}`,
+	} {
+		f.Add(200, []byte(body))
+		f.Add(409, []byte(body))
+	}
+}
+
+func FuzzPrepareAnswer(f *testing.F) {
+	seedAnswers(f)
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		r := decodePrepare(status, body, true, 4)
+		checkReason(t, r)
+		switch r.Kind {
+		case rm.Yes, rm.ReadOnly:
+			if status != 200 || len(r.Results) > 4 {
+				t.Fatalf("%s from %d %q", show(r), status, body)
+			}
+		case rm.No:
+			if (status != 200 && status != 409) || r.Reason == "" && status == 200 && !strings.Contains(string(body), `reason`) {
+				t.Fatalf("%s from %d %q", show(r), status, body)
+			}
+		case rm.Indefinite:
+		default:
+			t.Fatalf("%s from %d %q", show(r), status, body)
+		}
+		if again := decodePrepare(status, body, true, 4); !reflect.DeepEqual(r, again) {
+			t.Fatalf("%v, then %v", r, again)
+		}
+	})
+}
+
+func FuzzFinishAnswer(f *testing.F) {
+	seedAnswers(f)
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		for _, phase := range []rm.Phase{rm.Commit, rm.Rollback} {
+			r := decodeFinish(phase, status, body)
+			checkReason(t, r)
+			ok := map[rm.Kind]bool{rm.Done: true, rm.Contradicts: status == 404 || status == 409, rm.Indefinite: status < 200 || status > 299}
+			if !ok[r.Kind] {
+				t.Fatalf("%s %s from %d %q", phase, show(r), status, body)
+			}
+			if r.Kind == rm.Contradicts && (phase == rm.Commit) == (r.Outcome == rm.OutcomeCommitted) {
+				t.Fatalf("%s %s agrees", phase, show(r))
+			}
+		}
+	})
+}
+
+func FuzzStatusAnswer(f *testing.F) {
+	seedAnswers(f)
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		r := decodeStatus(status, body)
+		checkReason(t, r)
+		if r.Kind != rm.Indefinite && (r.Kind != rm.Known || status != 200) {
+			t.Fatalf("%s from %d %q", show(r), status, body)
+		}
+	})
+}

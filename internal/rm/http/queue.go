@@ -1,0 +1,105 @@
+package rmhttp
+
+import (
+	"time"
+
+	"github.com/assent-tx/assent/internal/rm"
+)
+
+// job is one call on its way.
+type job struct {
+	call   *rm.Call
+	end    rm.Endpoint
+	done   func(rm.Result)
+	queued time.Time // set when it had to wait
+	why    string    // set when it was refused
+}
+
+// service is the queue and the slots of one service. Client.mu guards it.
+//
+// Invariants: prepares in flight <= maxPrepares <= maxInFlight, and all in flight
+// <= maxInFlight unless the limit was lowered under running calls.
+type service struct {
+	maxInFlight int
+	maxPrepares int
+	inFlight    int // all phases
+	preparing   int // of these, prepares
+	finishes    fifo
+	prepares    fifo
+}
+
+// setLimit keeps a quarter of the slots (at least one, when there are two) for
+// the calls that end transactions.
+func (s *service) setLimit(maxInFlight int) {
+	maxInFlight = max(maxInFlight, 1)
+	s.maxInFlight = maxInFlight
+	s.maxPrepares = max(maxInFlight-max(maxInFlight/4, 1), 1)
+}
+
+func (s *service) mayStart(p rm.Phase) bool {
+	return s.inFlight < s.maxInFlight && (p != rm.Prepare || s.preparing < s.maxPrepares)
+}
+
+func (s *service) start(p rm.Phase) {
+	s.inFlight++
+	if p == rm.Prepare {
+		s.preparing++
+	}
+}
+
+func (s *service) finish(p rm.Phase) {
+	s.inFlight--
+	if p == rm.Prepare {
+		s.preparing--
+	}
+}
+
+func (s *service) push(j job) {
+	if j.call.Phase == rm.Prepare {
+		s.prepares.push(j)
+		return
+	}
+	s.finishes.push(j)
+}
+
+// pop returns the waiting call to start next: those that end transactions first.
+func (s *service) pop() (job, bool) {
+	switch {
+	case s.finishes.len() > 0 && s.mayStart(rm.Commit):
+		return s.finishes.pop(), true
+	case s.prepares.len() > 0 && s.mayStart(rm.Prepare):
+		return s.prepares.pop(), true
+	}
+	return job{}, false
+}
+
+func (s *service) waiting() int { return s.finishes.len() + s.prepares.len() }
+
+func (s *service) idle() bool { return s.inFlight == 0 && s.waiting() == 0 }
+
+// fifo is a queue in a slice. Its memory goes when it runs empty.
+type fifo struct {
+	jobs []job
+	head int
+}
+
+func (f *fifo) len() int { return len(f.jobs) - f.head }
+
+func (f *fifo) push(j job) {
+	if f.head > 64 && f.head > len(f.jobs)/2 {
+		n := copy(f.jobs, f.jobs[f.head:])
+		clear(f.jobs[n:])
+		f.jobs, f.head = f.jobs[:n], 0
+	}
+	f.jobs = append(f.jobs, j)
+}
+
+func (f *fifo) pop() job {
+	j := f.jobs[f.head]
+	f.jobs[f.head] = job{}
+	f.head++
+	if f.head == len(f.jobs) {
+		*f = fifo{}
+	}
+	return j
+}
