@@ -163,7 +163,7 @@ var (
 	descDoubt   = prometheus.NewDesc("assent_transactions_in_doubt", "Decided transactions that some participant has not acknowledged.", nil, nil)
 	descAge     = prometheus.NewDesc("assent_in_doubt_age_seconds", "Age of the oldest decision that is not acknowledged; 0 if there is none.", nil, nil)
 	descHazards = prometheus.NewDesc("assent_hazards_open", "Transactions with an unresolved heuristic hazard.", nil, nil)
-	descLocks   = prometheus.NewDesc("assent_lock_keys", "Keys, with their ancestors, that are held or waited for.", nil, nil)
+	descLocks   = prometheus.NewDesc("assent_lock_owners", "Transactions that hold or wait for a lock.", nil, nil)
 	descWaiters = prometheus.NewDesc("assent_lock_waiters", "Transactions that wait for a lock.", nil, nil)
 	descLeading = prometheus.NewDesc("assent_shards_leading", "Shards that this node leads.", nil, nil)
 	descW       = prometheus.NewDesc("assent_watermark_seconds", "Unix time of the lowest shard's watermark: ids below it without a record are expired.", nil, nil)
@@ -192,7 +192,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 			open += st.Live()
 			done += st.Done()
 			hazards += st.Hazards()
-			locks += st.LockKeys()
+			locks += st.LockOwners()
 			waiters += st.LockWaiters()
 			if sh.Leading() {
 				leading++

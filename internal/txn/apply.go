@@ -172,7 +172,7 @@ func (s *State) applyBegin(c *Begin) {
 	}
 	t := &Txn{
 		ID: c.ID, Digest: c.Digest, Status: Active, OnePhase: c.OnePhase, TimeoutMs: c.TimeoutMs,
-		BeganMs: s.nowMs, TraceParent: c.TraceParent, Branches: make([]Branch, len(c.Branches)), locked: true,
+		BeganMs: s.nowMs, TraceParent: c.TraceParent, Branches: make([]Branch, len(c.Branches)), locked: len(c.Locks) > 0,
 	}
 	for i := range c.Branches {
 		b := &c.Branches[i]
@@ -236,7 +236,7 @@ func (s *State) applyCommit(r *reader) {
 		return
 	}
 	t := s.txns[c.ID]
-	if t == nil || t.Status != Preparing || !s.locks.Granted(c.ID) || !covers(t, &c) {
+	if t == nil || t.Status != Preparing || t.locked && !s.locks.Granted(c.ID) || !covers(t, &c) {
 		s.emit(Effect{Kind: EffectDecisionIgnored, ID: c.ID, Txn: t})
 		return
 	}

@@ -95,8 +95,10 @@ func (s *State) checkTxn(t *Txn) error {
 	switch {
 	case t.Status.Ended() && (t.locked || s.locks.Has(t.ID)):
 		return errors.New("ended, but has locks")
-	case !t.Status.Ended() && s.locks.Granted(t.ID) != (t.Status != Active):
-		return fmt.Errorf("%s, but granted is %v", t.Status, s.locks.Granted(t.ID))
+	case t.Status == Active && (!s.locks.Has(t.ID) || s.locks.Granted(t.ID)):
+		return errors.New("active, but waits for no lock")
+	case t.Status == Preparing && t.locked && !s.locks.Granted(t.ID):
+		return errors.New("preparing without its locks")
 	case t.Status.Ended() && finishing > 0:
 		return errors.New("ended before every branch acknowledged")
 	case (t.Status == Committing || t.Status == Aborting) && finishing == 0:

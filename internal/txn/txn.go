@@ -112,7 +112,7 @@ type Txn struct {
 	Abort       *Abort // with Aborting and Aborted
 	Branches    []Branch
 	Resolution  string // operator's note that closed a hazard
-	locked      bool   // has a claim in the lock table
+	locked      bool   // has a claim in the lock table: false without keys, and once ended
 }
 
 // Hazard reports whether some branch ended otherwise than decided.
@@ -300,15 +300,11 @@ func (s *State) Waiting(id txnid.ID, limit int) (need lock.Need, blockers []txni
 // Contended reports whether somebody waits for a key that the transaction holds at the service.
 func (s *State) Contended(id txnid.ID, service string) bool { return s.locks.Contended(id, service) }
 
-// Held reports whether the transaction holds its whole lock set.
-func (s *State) Held(id txnid.ID) bool { return s.locks.Granted(id) }
-
 // LockWaiters counts the transactions that wait for a lock.
 func (s *State) LockWaiters() int { return s.locks.Waiters() }
 
-// LockKeys counts the nodes of the lock table: keys, with their ancestors, that
-// are held or waited for.
-func (s *State) LockKeys() int { return s.locks.Len() }
+// LockOwners counts the transactions that hold or wait for a lock.
+func (s *State) LockOwners() int { return s.locks.Len() }
 
 // FencingToken is (incarnation, service generation, grant counter) in fixed-width
 // hexadecimal: of two transactions that held a key in conflict, the later has the
