@@ -1,0 +1,120 @@
+package lock
+
+// A slot is one node of a claim. It stands in one list at most: the holders of
+// its node or its queue.
+type slot struct {
+	claim      *claim
+	node       *node // nil: not yet asked for, or released
+	prev, next *slot
+	key        string
+	mode       Mode
+	overtaken  uint8 // by incompatible elders, while waiting
+	same       int32 // index in the claim of its next slot at the same service; 0: none
+}
+
+// list is an intrusive list of slots.
+type list struct{ head, tail *slot }
+
+func (l *list) pushBack(s *slot) { l.insertAfter(l.tail, s) }
+
+// insertAfter puts s behind at, or first if at is nil.
+func (l *list) insertAfter(at, s *slot) {
+	s.prev = at
+	if at == nil {
+		s.next, l.head = l.head, s
+	} else {
+		s.next, at.next = at.next, s
+	}
+	if s.next == nil {
+		l.tail = s
+	} else {
+		s.next.prev = s
+	}
+}
+
+func (l *list) remove(s *slot) {
+	if s.prev == nil {
+		l.head = s.next
+	} else {
+		s.prev.next = s.next
+	}
+	if s.next == nil {
+		l.tail = s.prev
+	} else {
+		s.next.prev = s.prev
+	}
+	s.prev, s.next = nil, nil
+}
+
+// tally counts slots by mode; present is the set of modes with a count.
+type tally struct {
+	count   [modes]uint32
+	present uint8
+}
+
+func (t *tally) add(m Mode) {
+	t.count[m]++
+	t.present |= m.bit()
+}
+
+func (t *tally) remove(m Mode) {
+	if t.count[m]--; t.count[m] == 0 {
+		t.present &^= m.bit()
+	}
+}
+
+// A node is what is locked. It exists while somebody holds it or waits for it.
+type node struct {
+	key     string
+	holders list // in the order of their grants
+	queue   list // who is nearer to the head is served first
+	holding tally
+	waiting tally
+}
+
+func (n *node) hold(s *slot) {
+	n.holders.pushBack(s)
+	n.holding.add(s.mode)
+}
+
+func (n *node) unhold(s *slot) {
+	n.holders.remove(s)
+	n.holding.remove(s.mode)
+}
+
+func (n *node) enqueue(at, s *slot) {
+	n.queue.insertAfter(at, s)
+	n.waiting.add(s.mode)
+}
+
+func (n *node) dequeue(s *slot) {
+	n.queue.remove(s)
+	n.waiting.remove(s.mode)
+}
+
+func (n *node) empty() bool { return n.holders.head == nil && n.queue.head == nil }
+
+// place finds where a new request queues: behind the last waiter that it may not
+// overtake (nil: first). It counts the overtaking, and tells the set of modes
+// that wait ahead of the place.
+func (n *node) place(s *slot) (at *slot, ahead uint8) {
+	left := n.waiting
+	for at = n.queue.tail; at != nil && s.mayOvertake(at); at = at.prev {
+		if !Compatible(s.mode, at.mode) {
+			at.overtaken++
+		}
+		left.remove(at.mode)
+	}
+	return at, left.present
+}
+
+// grantable reports whether some mode of the set waiting conflicts with none of
+// the set against.
+func grantable(waiting, against uint8) bool {
+	for m := range Mode(modes) {
+		if waiting&m.bit() != 0 && m.conflicts()&against == 0 {
+			return true
+		}
+	}
+	return false
+}
