@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"unicode"
@@ -19,70 +18,6 @@ const (
 	maxReasonBytes  = 1024 // of a participant's reason for a no
 	maxExcerptBytes = 200  // of an answer that was not understood
 )
-
-// answer is what the contract knows of an answer's body. A nil field was absent.
-type answer struct {
-	vote, outcome, reason *string
-	results               []json.RawMessage
-}
-
-// parseAnswer reads a JSON object strictly in what it knows and ignores the rest:
-// names are compared exactly, a known field of another type is an error, and so
-// are two votes or outcomes that differ (encoding/json would take the last).
-func parseAnswer(body []byte) (answer, error) {
-	var a answer
-	dec := json.NewDecoder(bytes.NewReader(body))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return a, errors.New("not a JSON object")
-	}
-	for dec.More() {
-		t, err := dec.Token()
-		if err != nil {
-			return a, fmt.Errorf("not valid JSON: %w", err)
-		}
-		var value json.RawMessage
-		if err := dec.Decode(&value); err != nil {
-			return a, fmt.Errorf("not valid JSON: %w", err)
-		}
-		switch t {
-		case "vote":
-			err = once(&a.vote, value)
-		case "outcome":
-			err = once(&a.outcome, value)
-		case "reason":
-			a.reason = nil
-			err = once(&a.reason, value)
-		case "results":
-			a.results = nil
-			if err = json.Unmarshal(value, &a.results); err != nil {
-				err = errors.New("not a list")
-			}
-		}
-		if err != nil {
-			return a, fmt.Errorf("%s: %w", t, err)
-		}
-	}
-	if _, err := dec.Token(); err != nil { // the closing brace
-		return a, fmt.Errorf("not valid JSON: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return a, errors.New("data after the JSON object")
-	}
-	return a, nil
-}
-
-// once sets *field to the string in value; null counts as absent.
-func once(field **string, value json.RawMessage) error {
-	var s *string
-	if err := json.Unmarshal(value, &s); err != nil {
-		return errors.New("not a string")
-	}
-	if *field != nil && (s == nil || **field != *s) {
-		return errors.New("given twice, differing")
-	}
-	*field = s
-	return nil
-}
 
 // decodePrepare is what an answer to prepare means.
 func decodePrepare(status int, body []byte, mayReadOnly bool, maxResults int) rm.Result {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -125,7 +126,10 @@ var (
 func newRequest(ctx context.Context, u *url.URL, c *rm.Call, phase rm.Phase, body *callBody) *http.Request {
 	key := make([]byte, 0, 64)
 	key = c.Txn.Append(key)
-	key = fmt.Appendf(key, "/%d/%s", c.Branch, phase)
+	key = append(key, '/')
+	key = strconv.AppendUint(key, uint64(c.Branch), 10)
+	key = append(key, '/')
+	key = append(key, phase.String()...)
 	header := http.Header{
 		"Content-Type":    contentType,
 		"User-Agent":      userAgent,
