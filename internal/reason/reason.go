@@ -41,6 +41,7 @@ const (
 	MethodNotAllowed   Code = "METHOD_NOT_ALLOWED"  // the path exists, the method does not
 	UnsupportedContent Code = "UNSUPPORTED_MEDIA"   // a body that is not JSON
 	TooManyServices    Code = "TOO_MANY_SERVICES"   // registry limit
+	CrossOrigin        Code = "CROSS_ORIGIN"        // sent by a web page of another origin
 	NotAHazard         Code = "NOT_A_HAZARD"        // resolve asked for a transaction without an open hazard
 )
 
