@@ -1,0 +1,159 @@
+// Package e2e tests the built binary as a whole: real processes, real disks.
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/assent-tx/assent/internal/ledger"
+	"github.com/assent-tx/assent/internal/serveproc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var rounds = flag.Int("kill.rounds", 1, "how often TestKillAtEveryPoint goes through all points; each round arms later hits")
+
+const (
+	accounts = 20
+	balance  = 300
+)
+
+// points are the places where the coordinator kills itself: before and after each
+// kind of record is appended and applied, before and after each kind of call.
+func points() []string {
+	var list []string
+	for _, kind := range []string{"LEAD", "PUT_SERVICE", "BEGIN", "COMMIT", "ABORT", "ACK", "FORGET"} {
+		for _, stage := range []string{"before-append", "after-apply", "after-append"} {
+			list = append(list, stage+":"+kind)
+		}
+	}
+	for _, phase := range []string{"prepare", "commit", "rollback"} {
+		list = append(list, "before-call:"+phase, "after-call:"+phase)
+	}
+	return list
+}
+
+// build compiles the binary under test with the failpoints in it.
+func build(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "assent")
+	out, err := exec.Command("go", "build", "-tags", "failpoints", "-o", binary, "github.com/assent-tx/assent/cmd/assent").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return binary
+}
+
+// TestKillAtEveryPoint arms one point after the other, lets the coordinator kill
+// itself there under load, restarts it on the same data, and audits both ledgers.
+func TestKillAtEveryPoint(t *testing.T) {
+	binary := build(t)
+	dir := t.TempDir()
+	var books []*ledger.Ledger
+	for _, name := range []string{"bank-a", "bank-b"} {
+		book, err := ledger.Open(dir, name, accounts, balance)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := book.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := book.Serve("127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		books = append(books, book)
+	}
+	proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"), "--transactions-retained", "20")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proc.Kill)
+	told := map[string]string{}
+	for round := range *rounds {
+		for i, point := range points() {
+			t.Run(fmt.Sprintf("%s/%d", point, round), func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				hit := 1
+				if point[:5] != "befor" || round > 0 {
+					hit = 1 + (i+round*7)%5
+				}
+				if kind := point[len(point)-4:]; kind == "LEAD" || kind == "VICE" || kind == "RGET" {
+					hit = 1 // reached once or so in a process's life
+				}
+				killAt(ctx, t, proc, books, fmt.Sprintf("%s@%d", point, hit), told)
+			})
+			if t.Failed() {
+				return
+			}
+		}
+	}
+	t.Logf("%d transfers", len(told))
+}
+
+func killAt(ctx context.Context, t *testing.T, proc *serveproc.Process, books []*ledger.Ledger, failpoint string, told map[string]string) {
+	t.Helper()
+	if err := proc.Launch("ASSENT_FAILPOINT=" + failpoint); err != nil {
+		t.Fatal(err)
+	}
+	runCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	load := &ledger.Load{Coordinator: proc.URL, From: "bank-a", To: "bank-b", Accounts: accounts, Clients: 8}
+	done := make(chan error, 1)
+	go func() {
+		for _, book := range books { // registers again and again until it is taken
+			if err := book.Register(runCtx, proc.URL); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- load.Run(runCtx, 30*time.Second)
+	}()
+	select {
+	case <-proc.Exited():
+	case err := <-done:
+		t.Fatalf("the load ended before %s was reached: %v", failpoint, err)
+	case <-ctx.Done():
+		t.Fatalf("%s was never reached", failpoint)
+	}
+	if err := proc.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	enough := load.Committed.Load() + load.Aborted.Load() + 20
+	for load.Committed.Load()+load.Aborted.Load() < enough {
+		select {
+		case err := <-done:
+			t.Fatalf("the load ended after the restart: %v", err)
+		case <-ctx.Done():
+			t.Fatal("nothing is decided after the restart")
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := proc.Settled(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for id, state := range load.Told() {
+		told[id] = state
+	}
+	found, err := ledger.Audit(ctx, books, accounts, balance, told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range found {
+		t.Error(f)
+	}
+	proc.Kill()
+}

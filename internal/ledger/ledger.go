@@ -1,0 +1,189 @@
+// Package ledger is a small bank for demonstrations and crash tests: account
+// books on SQLite that take part in transactions through the public SDK, a load
+// of transfers between two of them, and an audit that trusts neither.
+//
+// It works by reserve, confirm, cancel: prepare takes the money out of a debited
+// account's balance and writes a hold; commit turns the hold into an entry;
+// rollback gives the money back.
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/assent-tx/assent/participant"
+)
+
+// Posting is the payload of an operation: what one transfer does to one account.
+type Posting struct {
+	Transfer string `json:"transfer"` // id of the transfer, unique in the book
+	Account  int64  `json:"account"`
+	Amount   int64  `json:"amount"` // negative: debit, refused if the balance does not cover it
+}
+
+// Ledger is one account book and its participant.
+type Ledger struct {
+	name string
+	db   *sql.DB
+	part *participant.Participant
+	srv  *http.Server
+	url  string
+}
+
+const schema = `
+CREATE TABLE IF NOT EXISTS account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL CHECK (balance >= 0));
+CREATE TABLE IF NOT EXISTS hold    (txn TEXT NOT NULL, branch INTEGER NOT NULL, n INTEGER NOT NULL, transfer TEXT NOT NULL,
+                                    account INTEGER NOT NULL, amount INTEGER NOT NULL, PRIMARY KEY (txn, branch, n));
+CREATE TABLE IF NOT EXISTS entry   (transfer TEXT PRIMARY KEY, txn TEXT NOT NULL, account INTEGER NOT NULL, amount INTEGER NOT NULL);
+`
+
+// Open opens or creates the book dir/name.db with accounts 1 to accounts, each
+// holding balance when it is new.
+func Open(dir, name string, accounts int, balance int64) (*Ledger, error) {
+	dsn := "file:" + filepath.Join(dir, name+".db") + "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_txlock=immediate"
+	db, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger %s: %w", name, err)
+	}
+	// One writer at a time is SQLite's rule; a queue here is kinder than busy errors.
+	db.SetMaxOpenConns(1)
+	l := &Ledger{name: name, db: db}
+	if err := l.create(accounts, balance); err != nil {
+		return nil, errors.Join(fmt.Errorf("create ledger %s: %w", name, err), db.Close())
+	}
+	l.part, err = participant.New(participant.Config{Service: name, DB: db, Dialect: participant.SQLite(), Handler: l})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("participant %s: %w", name, err), db.Close())
+	}
+	return l, nil
+}
+
+func (l *Ledger) create(accounts int, balance int64) error {
+	tx, err := l.db.Begin()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // no-op after Commit
+	if _, err := tx.Exec(schema); err != nil {
+		return err
+	}
+	for i := 1; i <= accounts; i++ {
+		if _, err := tx.Exec(`INSERT INTO account (id, balance) VALUES (?, ?) ON CONFLICT (id) DO NOTHING`, i, balance); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
+}
+
+// Prepare implements participant.Handler: it reserves.
+func (l *Ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
+	var results []json.RawMessage
+	for n, op := range b.Operations {
+		var p Posting
+		if err := json.Unmarshal(op, &p); err != nil || p.Transfer == "" || p.Amount == 0 {
+			return nil, participant.No("not a posting: a transfer, an account and an amount are needed")
+		}
+		take := min(p.Amount, 0) // a credit is booked at commit, when it is certain
+		res, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + ? WHERE id = ? AND balance + ? >= 0`, take, p.Account, take)
+		if err != nil {
+			return nil, err
+		}
+		if changed, err := res.RowsAffected(); err != nil {
+			return nil, err
+		} else if changed == 0 {
+			return nil, participant.No(fmt.Sprintf("account %d does not exist or does not hold %d", p.Account, -p.Amount))
+		}
+		if _, err := tx.ExecContext(ctx, `INSERT INTO hold (txn, branch, n, transfer, account, amount) VALUES (?, ?, ?, ?, ?, ?)`,
+			b.Transaction, b.Number, n, p.Transfer, p.Account, p.Amount); err != nil {
+			return nil, err
+		}
+		var balance int64
+		if err := tx.QueryRowContext(ctx, `SELECT balance FROM account WHERE id = ?`, p.Account).Scan(&balance); err != nil {
+			return nil, err
+		}
+		results = append(results, fmt.Appendf(nil, `{"account":%d,"balance":%d}`, p.Account, balance+max(p.Amount, 0)))
+	}
+	return results, nil
+}
+
+// Commit implements participant.Handler: it confirms.
+func (l *Ledger) Commit(ctx context.Context, tx *sql.Tx, b participant.Branch) error {
+	if _, err := tx.ExecContext(ctx, `INSERT INTO entry (transfer, txn, account, amount)
+		SELECT transfer, txn, account, amount FROM hold WHERE txn = ? AND branch = ?`, b.Transaction, b.Number); err != nil {
+		return err
+	}
+	return l.settle(ctx, tx, b, 1)
+}
+
+// Rollback implements participant.Handler: it cancels.
+func (l *Ledger) Rollback(ctx context.Context, tx *sql.Tx, b participant.Branch) error {
+	return l.settle(ctx, tx, b, -1)
+}
+
+// settle books what prepare left open - credits of a commit (sign 1), debits of a
+// rollback (sign -1) - and removes the holds.
+func (l *Ledger) settle(ctx context.Context, tx *sql.Tx, b *participant.Branch, sign int64) error {
+	if _, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + h.sum
+		FROM (SELECT account, SUM(MAX(amount * ?, 0)) AS sum FROM hold WHERE txn = ? AND branch = ? GROUP BY account) AS h
+		WHERE account.id = h.account`, sign, b.Transaction, b.Number); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, `DELETE FROM hold WHERE txn = ? AND branch = ?`, b.Transaction, b.Number)
+	return err
+}
+
+// Serve serves the participant, and the book for people, on a loopback address
+// ("127.0.0.1:0": a free port).
+func (l *Ledger) Serve(listen string) error {
+	ln, err := net.Listen("tcp", listen)
+	if err != nil {
+		return fmt.Errorf("ledger %s: %w", l.name, err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/assent/", http.StripPrefix("/assent", l.part.Handler()))
+	mux.HandleFunc("GET /accounts/{id}", l.account)
+	l.srv = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	l.url = "http://" + ln.Addr().String()
+	go func() { _ = l.srv.Serve(ln) }()
+	return nil
+}
+
+// URL is where Serve listens.
+func (l *Ledger) URL() string { return l.url }
+
+func (l *Ledger) account(w http.ResponseWriter, r *http.Request) {
+	var balance int64
+	err := l.db.QueryRowContext(r.Context(), `SELECT balance FROM account WHERE id = ?`, r.PathValue("id")).Scan(&balance)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		http.Error(w, "no such account", http.StatusNotFound)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	default:
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprintf(w, "{\"ledger\":%q,\"account\":%s,\"balance\":%d}\n", l.name, r.PathValue("id"), balance)
+	}
+}
+
+// Close stops serving and closes the book.
+func (l *Ledger) Close() error {
+	var err error
+	if l.srv != nil {
+		err = l.srv.Close()
+	}
+	return errors.Join(err, l.part.Close(), l.db.Close())
+}
+
+// Register registers the book at a coordinator, trying again until ctx ends.
+func (l *Ledger) Register(ctx context.Context, coordinator string) error {
+	return participant.Register(ctx, coordinator, l.part.Registration(l.url+"/assent"))
+}

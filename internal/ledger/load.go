@@ -1,0 +1,149 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// Load submits transfers between two books until told to stop, and remembers what
+// it was told. Every transfer is sent again with its id until its outcome is
+// known: so the coordinator may be killed at any time.
+type Load struct {
+	Coordinator string // base URL
+	From, To    string // services
+	Accounts    int
+	Clients     int
+	Transfers   int    // stop after so many; 0: until ctx ends
+	Wait        string // decided (default) or completed
+
+	Committed, Aborted, Retried atomic.Int64
+
+	next atomic.Int64
+	mu   sync.Mutex
+	told map[string]string
+}
+
+// Told returns what clients were told, by transaction id.
+func (l *Load) Told() map[string]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.told
+}
+
+// Run submits until Transfers are done or ctx ends; transfers under way are then
+// still brought to their outcome, for at most finish.
+func (l *Load) Run(ctx context.Context, finish time.Duration) error {
+	l.told = map[string]string{}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: l.Clients, MaxConnsPerHost: l.Clients}, Timeout: 15 * time.Second}
+	defer client.CloseIdleConnections()
+	hard, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(finish, cancel) })
+	defer stop()
+	errs := make(chan error, l.Clients)
+	var wg sync.WaitGroup
+	for range l.Clients {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				n := l.next.Add(1)
+				if l.Transfers > 0 && n > int64(l.Transfers) {
+					return
+				}
+				if err := l.transfer(hard, client); err != nil {
+					errs <- err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	close(errs)
+	return <-errs // nil if none
+}
+
+func (l *Load) transfer(ctx context.Context, client *http.Client) error {
+	id := newID().String()
+	from, to, amount := 1+mathrand.IntN(l.Accounts), 1+mathrand.IntN(l.Accounts), 1+mathrand.IntN(60)
+	posting := func(service string, account, amount int) map[string]any {
+		return map[string]any{
+			"service": service,
+			"payload": Posting{Transfer: id, Account: int64(account), Amount: int64(amount)},
+			"locks":   []map[string]string{{"key": fmt.Sprintf("accounts/%d", account)}},
+		}
+	}
+	request := map[string]any{"id": id, "timeout": "20s", "operations": []any{posting(l.From, from, -amount), posting(l.To, to, amount)}}
+	if l.Wait != "" {
+		request["wait"] = l.Wait
+	}
+	body, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
+		state, err := l.submit(ctx, client, body)
+		switch {
+		case err != nil:
+			return fmt.Errorf("transfer %s: %w", id, err)
+		case state == "committed" || state == "committing":
+			l.Committed.Add(1)
+		case state == "aborted" || state == "aborting":
+			l.Aborted.Add(1)
+		default:
+			l.Retried.Add(1)
+			select {
+			case <-time.After(pause/2 + mathrand.N(pause)):
+				continue
+			case <-ctx.Done():
+				return fmt.Errorf("transfer %s has no outcome", id)
+			}
+		}
+		l.mu.Lock()
+		l.told[id] = state
+		l.mu.Unlock()
+		return nil
+	}
+}
+
+// submit returns the state that the coordinator told, "" if it told none, and an
+// error if it refused for good.
+func (l *Load) submit(ctx context.Context, client *http.Client, body []byte) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, l.Coordinator+"/v1/transactions", bytes.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", nil //nolint:nilerr // no answer: the outcome is unknown, ask again
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	switch {
+	case err != nil, resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests:
+		return "", nil //nolint:nilerr // as above
+	case resp.StatusCode != http.StatusOK:
+		return "", fmt.Errorf("refused with status %d: %s", resp.StatusCode, bytes.TrimSpace(answer))
+	}
+	var t struct{ State string }
+	if err := json.Unmarshal(answer, &t); err != nil {
+		return "", fmt.Errorf("bad answer %q: %w", answer, err)
+	}
+	return t.State, nil
+}
+
+func newID() txnid.ID {
+	var random [10]byte
+	_, _ = rand.Read(random[:]) // never fails: it ends the process instead
+	return txnid.New(uint64(time.Now().UnixMilli()), random)
+}

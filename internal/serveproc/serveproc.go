@@ -1,0 +1,180 @@
+// Package serveproc runs `assent serve` as a child process that can be killed at
+// any moment, for the demo and the crash tests.
+package serveproc
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// Process is one coordinator: its data directory and addresses stay, the process
+// comes and goes.
+type Process struct {
+	URL    string // of the REST API
+	Data   string
+	binary string
+	http   string
+	grpc   string
+	extra  []string
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when the process is gone
+	client *http.Client
+}
+
+// New prepares a coordinator with its data in a directory and free loopback
+// ports; extra are further flags of `serve`.
+func New(binary, data string, extra ...string) (*Process, error) {
+	p := &Process{Data: data, binary: binary, extra: extra, client: &http.Client{
+		Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second,
+	}}
+	for _, addr := range []*string{&p.http, &p.grpc} {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		*addr = ln.Addr().String()
+		if err := ln.Close(); err != nil {
+			return nil, err
+		}
+	}
+	p.URL = "http://" + p.http
+	return p, nil
+}
+
+// LogFile is where the process writes what it has to say.
+func (p *Process) LogFile() string { return p.Data + ".log" }
+
+// Pid of the running process.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Exited is closed when the process started last is gone.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+// Start starts the process, with further environment, and returns once it is ready.
+func (p *Process) Start(ctx context.Context, env ...string) error {
+	if err := p.Launch(env...); err != nil {
+		return err
+	}
+	return p.Ready(ctx)
+}
+
+// Launch starts the process and does not wait.
+func (p *Process) Launch(env ...string) error {
+	logFile, err := os.OpenFile(p.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logFile.Close() // the child has its own
+	args := append([]string{"serve", "--data", p.Data, "--http", p.http, "--grpc", p.grpc}, p.extra...)
+	cmd := exec.Command(p.binary, args...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Env = append(os.Environ(), env...)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ended is the test's business: it was killed
+		close(exited)
+	}()
+	p.cmd, p.exited = cmd, exited
+	return nil
+}
+
+// ErrExited: the process ended while it was waited for.
+var ErrExited = errors.New("the coordinator ended instead of serving")
+
+// Ready returns when /readyz says so.
+func (p *Process) Ready(ctx context.Context) error {
+	for {
+		if _, err := p.Get(ctx, "/readyz"); err == nil {
+			return nil
+		}
+		select {
+		case <-p.exited:
+			text, _ := os.ReadFile(p.LogFile())
+			if len(text) > 4096 {
+				text = text[len(text)-4096:]
+			}
+			return fmt.Errorf("%w; its log ends:\n%s", ErrExited, text)
+		case <-ctx.Done():
+			return fmt.Errorf("the coordinator is not ready: %w", ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Kill ends the process with SIGKILL, if it runs, and returns when it is gone.
+func (p *Process) Kill() {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Kill() // fails only if it is gone already
+	<-p.exited
+}
+
+// Get returns the body of a 200 answer.
+func (p *Process) Get(ctx context.Context, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answered %d: %s", path, resp.StatusCode, body)
+	}
+	return body, err
+}
+
+// Settled waits until every transaction has ended, and then checks that no hazard
+// and no lock is left.
+func (p *Process) Settled(ctx context.Context) error {
+	for {
+		left, example := 0, ""
+		for _, state := range []string{"active", "preparing", "in_doubt", "hazard"} {
+			body, err := p.Get(ctx, "/v1/transactions?state="+state)
+			if err != nil {
+				return err
+			}
+			var page struct {
+				Transactions []json.RawMessage
+			}
+			if err := json.Unmarshal(body, &page); err != nil {
+				return err
+			}
+			if left += len(page.Transactions); len(page.Transactions) > 0 {
+				example = string(page.Transactions[0])
+			}
+		}
+		if left == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d transactions are still open: %s", left, example)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	metrics, err := p.Get(ctx, "/metrics")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(string(metrics), "\nassent_lock_owners 0\n") {
+		return errors.New("no transaction is open, but locks are left")
+	}
+	return nil
+}
