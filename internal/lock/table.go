@@ -62,13 +62,16 @@ func NewTable() *Table {
 // Claim asks for a folded set, atMs being the log time that gives the owner its
 // age. It takes the nodes in order until one must be waited for, and reports
 // whether all are held now; the rest follows by itself as others release. An
-// empty set is granted. The claim lasts until Drop, also when every service has
-// been released. The table keeps the keys, not the slice. Claim panics if the
+// empty set is granted and makes no claim; any other claim lasts until Drop, also
+// when every service has been released. The table keeps the keys, not the slice. Claim panics if the
 // owner has a claim already, or if the set is not in canonical order with each
 // key's service in it.
 func (t *Table) Claim(owner txnid.ID, atMs uint64, set []Need) (granted bool) {
 	if _, ok := t.claims[owner]; ok {
 		panic(fmt.Sprintf("lock: second claim of %s", owner))
+	}
+	if len(set) == 0 {
+		return true
 	}
 	c := &claim{owner: owner, atMs: atMs, slots: make([]slot, len(set))}
 	for i, n := range set {
@@ -291,11 +294,11 @@ func (t *Table) Contended(owner txnid.ID, service string) bool {
 	return false
 }
 
-// Len counts the nodes that are held or waited for, ancestors included.
-func (t *Table) Len() int { return len(t.nodes) }
+// Len counts the claims.
+func (t *Table) Len() int { return len(t.claims) }
 
-// Owners counts the claims.
-func (t *Table) Owners() int { return len(t.claims) }
+// Nodes counts the nodes that are held or waited for, ancestors included.
+func (t *Table) Nodes() int { return len(t.nodes) }
 
 // Waiters counts the claims that wait.
 func (t *Table) Waiters() int { return t.waiters }

@@ -1,0 +1,423 @@
+package lock
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// matrix is the textbook's, on purpose not the package's tables.
+const matrix = `
+    IS IX S  SIX X
+IS  y  y  y  y   n
+IX  y  y  n  n   n
+S   y  n  y  n   n
+SIX y  n  n  n   n
+X   n  n  n  n   n`
+
+var together = func() (ok [modes][modes]bool) {
+	for i, line := range strings.Split(strings.TrimSpace(matrix), "\n")[1:] {
+		for j, cell := range strings.Fields(line)[1:] {
+			ok[i][j] = cell == "y"
+		}
+	}
+	return ok
+}()
+
+// model is the naive lock table: plain lists, and everything evaluated again
+// from the first node and the first waiter after each step.
+type model struct {
+	holders map[string][]*modelSlot
+	queues  map[string][]*modelSlot
+	claims  map[txnid.ID]*modelClaim
+}
+
+type modelClaim struct {
+	owner txnid.ID
+	at    uint64
+	set   []Need
+	next  int
+}
+
+type modelSlot struct {
+	c         *modelClaim
+	mode      Mode
+	overtaken int
+}
+
+func newModel() *model {
+	return &model{holders: map[string][]*modelSlot{}, queues: map[string][]*modelSlot{}, claims: map[txnid.ID]*modelClaim{}}
+}
+
+func (a *modelClaim) elder(b *modelClaim) bool {
+	return a.at < b.at || a.at == b.at && a.owner.Less(b.owner)
+}
+
+func (m *model) keys() []string {
+	all := map[string]bool{}
+	for k := range m.holders {
+		all[k] = true
+	}
+	for k := range m.queues {
+		all[k] = true
+	}
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(all)), func(k string) bool {
+		return len(m.holders[k])+len(m.queues[k]) == 0
+	})
+}
+
+func (m *model) inTheWay(key string, mode Mode, ahead []*modelSlot) (ids []txnid.ID) {
+	for _, s := range append(slices.Clone(m.holders[key]), ahead...) {
+		if !together[s.mode][mode] {
+			ids = append(ids, s.c.owner)
+		}
+	}
+	return ids
+}
+
+func (m *model) run(c *modelClaim) {
+	for ; c.next < len(c.set); c.next++ {
+		need := c.set[c.next]
+		q := m.queues[need.Key]
+		at := len(q)
+		for at > 0 && c.elder(q[at-1].c) && (together[need.Mode][q[at-1].mode] || q[at-1].overtaken < 8) {
+			at--
+			if !together[need.Mode][q[at].mode] {
+				q[at].overtaken++
+			}
+		}
+		s := &modelSlot{c: c, mode: need.Mode}
+		if len(m.inTheWay(need.Key, need.Mode, q[:at])) > 0 {
+			m.queues[need.Key] = slices.Insert(q, at, s)
+			return
+		}
+		m.holders[need.Key] = append(m.holders[need.Key], s)
+	}
+}
+
+func (m *model) settle() (woken []txnid.ID) {
+	for m.grantOne(&woken) {
+	}
+	return woken
+}
+
+func (m *model) grantOne(woken *[]txnid.ID) bool {
+	for _, key := range m.keys() {
+		for i, s := range m.queues[key] {
+			if len(m.inTheWay(key, s.mode, m.queues[key][:i])) > 0 {
+				continue
+			}
+			m.queues[key] = slices.Delete(slices.Clone(m.queues[key]), i, i+1)
+			m.holders[key] = append(m.holders[key], s)
+			s.c.next++
+			m.run(s.c)
+			if s.c.next == len(s.c.set) {
+				*woken = append(*woken, s.c.owner)
+			}
+			return true
+		}
+	}
+	return false
+}
+
+func (m *model) claim(owner txnid.ID, at uint64, set []Need) bool {
+	if len(set) == 0 {
+		return true
+	}
+	c := &modelClaim{owner: owner, at: at, set: set}
+	m.claims[owner] = c
+	m.run(c)
+	return c.next == len(set)
+}
+
+func (m *model) leave(owner txnid.ID, gone func(key string) bool) []txnid.ID {
+	for _, lists := range []map[string][]*modelSlot{m.holders, m.queues} {
+		for key := range lists {
+			if gone(key) {
+				lists[key] = slices.DeleteFunc(slices.Clone(lists[key]), func(s *modelSlot) bool { return s.c.owner == owner })
+			}
+		}
+	}
+	return m.settle()
+}
+
+func (m *model) release(owner txnid.ID, service string) []txnid.ID {
+	return m.leave(owner, func(key string) bool { return key == service || strings.HasPrefix(key, service+"/") })
+}
+
+func (m *model) drop(owner txnid.ID) []txnid.ID {
+	delete(m.claims, owner)
+	return m.leave(owner, func(string) bool { return true })
+}
+
+// String prints as Table.String does.
+func (m *model) String() string {
+	var b strings.Builder
+	for _, key := range m.keys() {
+		fmt.Fprintln(&b, key)
+		for _, s := range m.holders[key] {
+			fmt.Fprintf(&b, "  held    %-3s %s of %d ms\n", s.mode, s.c.owner, s.c.at)
+		}
+		for _, s := range m.queues[key] {
+			fmt.Fprintf(&b, "  waiting %-3s %s of %d ms", s.mode, s.c.owner, s.c.at)
+			if s.overtaken > 0 {
+				fmt.Fprintf(&b, ", overtaken %d times", s.overtaken)
+			}
+			fmt.Fprintln(&b)
+		}
+	}
+	return b.String()
+}
+
+// compare asks table and model everything that can be asked.
+func (m *model) compare(t *rapid.T, table *Table) {
+	if err := table.Check(); err != nil {
+		t.Fatalf("Check: %v\n%s", err, table)
+	}
+	if got, want := table.String(), m.String(); got != want {
+		t.Fatalf("the table is\n%s\nthe model\n%s", got, want)
+	}
+	waiters := 0
+	for _, owner := range slices.SortedFunc(maps.Keys(m.claims), compareID) {
+		c := m.claims[owner]
+		granted := c.next == len(c.set)
+		if table.Granted(owner) != granted || !table.Has(owner) {
+			t.Fatalf("%s: Granted %v, Has %v, model %v", owner, table.Granted(owner), table.Has(owner), granted)
+		}
+		need, blockers, waits := table.Waiting(owner, 1<<30)
+		if waits == granted {
+			t.Fatalf("%s: waits %v, granted %v", owner, waits, granted)
+		}
+		if !granted {
+			waiters++
+			want := c.set[c.next]
+			q := m.queues[want.Key]
+			place := slices.IndexFunc(q, func(s *modelSlot) bool { return s.c == c })
+			ids := m.inTheWay(want.Key, want.Mode, q[:place])
+			if need != want || !slices.Equal(blockers, ids) {
+				t.Fatalf("%s waits for %v because of %v; model: %v, %v", owner, need, blockers, want, ids)
+			}
+			if _, some, _ := table.Waiting(owner, 2); !slices.Equal(some, ids[:min(2, len(ids))]) {
+				t.Fatalf("%s: the first two in the way are %v, want the start of %v", owner, some, ids)
+			}
+		}
+		for _, service := range []string{"a", "a-b", "c", "none"} {
+			want := false
+			for key, holders := range m.holders {
+				if Service(key) == service && len(m.queues[key]) > 0 {
+					want = want || slices.ContainsFunc(holders, func(s *modelSlot) bool { return s.c == c })
+				}
+			}
+			if got := table.Contended(owner, service); got != want {
+				t.Fatalf("Contended(%s, %s) = %v\n%s", owner, service, got, table)
+			}
+		}
+	}
+	if table.Nodes() != len(m.keys()) || table.Len() != len(m.claims) || table.Waiters() != waiters {
+		t.Fatalf("counts %d nodes, %d claims, %d waiters; model %d, %d, %d",
+			table.Nodes(), table.Len(), table.Waiters(), len(m.keys()), len(m.claims), waiters)
+	}
+	noCycle(t, table)
+}
+
+func compareID(a, b txnid.ID) int { return bytes.Compare(a[:], b[:]) }
+
+// noCycle walks the whole wait-for graph.
+func noCycle(t *rapid.T, table *Table) {
+	const walking, done = 1, 2
+	seen := map[txnid.ID]int{}
+	var walk func(id txnid.ID)
+	walk = func(id txnid.ID) {
+		if seen[id] == walking {
+			t.Fatalf("a cycle through %s\n%s", id, table)
+		}
+		if seen[id] == done {
+			return
+		}
+		seen[id] = walking
+		_, blockers, waits := table.Waiting(id, 1<<30)
+		if waits && len(blockers) == 0 {
+			t.Fatalf("%s waits for nobody\n%s", id, table)
+		}
+		for _, b := range blockers {
+			walk(b)
+		}
+		seen[id] = done
+	}
+	for _, id := range table.sortedOwners() {
+		walk(id)
+	}
+}
+
+// overtaking watches, from outside, who is granted past whom.
+type overtaking struct {
+	step    int
+	arrival map[string]int // by node and owner: step of the first sight
+	passed  map[string]int // by node and owner: incompatible grants past it
+	held    map[string]bool
+}
+
+func (o *overtaking) watch(t *rapid.T, table *Table) {
+	o.step++
+	for _, key := range table.sortedKeys() {
+		n := table.nodes[key]
+		name := func(s *slot) string { return key + " " + s.claim.owner.String() }
+		arrive := func(s *slot) int {
+			if o.arrival[name(s)] == 0 {
+				o.arrival[name(s)] = o.step
+			}
+			return o.arrival[name(s)]
+		}
+		for w := n.queue.head; w != nil; w = w.next {
+			arrive(w)
+		}
+		for h := n.holders.head; h != nil; h = h.next {
+			if o.held[name(h)] {
+				continue
+			}
+			o.held[name(h)] = true
+			for w := n.queue.head; w != nil; w = w.next {
+				if arrive(w) >= arrive(h) || together[w.mode][h.mode] {
+					continue
+				}
+				if !h.claim.elder(w.claim) {
+					t.Fatalf("%s was granted %q past its elder %s", h.claim.owner, key, w.claim.owner)
+				}
+				if o.passed[name(w)]++; o.passed[name(w)] > 8 {
+					t.Fatalf("%d grants of %q went past %s", o.passed[name(w)], key, w.claim.owner)
+				}
+			}
+		}
+	}
+}
+
+// world is the size and the temper of one run.
+type world struct {
+	paths []string
+	modes []Mode
+	eager int // of 4 steps this many are claims
+	aging bool
+}
+
+var worlds = []world{
+	{paths: []string{"a", "a/x", "a/y", "a/x/1", "a/x/2", "a-b", "a-b/x", "c/x", "c/x/1"}, modes: []Mode{S, X, IS, IX, SIX}, eager: 2},
+	{paths: []string{"a/x", "a/y", "c/x", "c/y"}, modes: []Mode{S, X}, eager: 2},
+	{paths: []string{"a/x", "a-b/x"}, modes: []Mode{S, X, X}, eager: 3, aging: true},
+	{paths: []string{"a"}, modes: []Mode{IS, IX, S, SIX, X}, eager: 3},
+}
+
+func TestTableDoesWhatTheModelDoes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := worlds[rapid.IntRange(0, len(worlds)-1).Draw(t, "world")]
+		table, m := NewTable(), newModel()
+		o := &overtaking{arrival: map[string]int{}, passed: map[string]int{}, held: map[string]bool{}}
+		steps := rapid.IntRange(1, 80).Draw(t, "steps")
+		for i := range steps {
+			owners := slices.SortedFunc(maps.Keys(m.claims), compareID)
+			switch kind := rapid.IntRange(0, 3).Draw(t, "kind"); {
+			case kind < w.eager || len(owners) == 0:
+				owner := txnid.New(uint64(i), [10]byte{9: rapid.Byte().Draw(t, "id")})
+				needs := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Need {
+					return Need{Key: rapid.SampledFrom(w.paths).Draw(t, "key"), Mode: rapid.SampledFrom(w.modes).Draw(t, "mode")}
+				}), 0, 4).Draw(t, "needs")
+				at := uint64(rapid.IntRange(0, 5).Draw(t, "at"))
+				if w.aging {
+					at = uint64(1000 - i) // everybody is elder than who came before
+				}
+				set := Fold(needs)
+				if got, want := table.Claim(owner, at, set), m.claim(owner, at, set); got != want {
+					t.Fatalf("claim of %v granted %v, model %v", set, got, want)
+				}
+			case rapid.IntRange(0, 9).Draw(t, "restart") == 0:
+				restored := NewTable()
+				snapshot := table.AppendSnapshot(nil)
+				rest, err := restored.Restore(append(slices.Clone(snapshot), "next"...))
+				if err != nil || string(rest) != "next" || !bytes.Equal(restored.AppendSnapshot(nil), snapshot) {
+					t.Fatalf("restored %x with %q left, error %v, from %x", restored.AppendSnapshot(nil), rest, err, snapshot)
+				}
+				table = restored
+			default:
+				owner := rapid.SampledFrom(owners).Draw(t, "owner")
+				service := rapid.SampledFrom([]string{"", "a", "a-b", "c"}).Draw(t, "service")
+				var got, want []txnid.ID
+				if service == "" || !table.Granted(owner) {
+					got, want = table.Drop(owner, nil), m.drop(owner)
+				} else {
+					got, want = table.Release(owner, service, nil), m.release(owner, service)
+				}
+				if !slices.Equal(got, want) {
+					t.Fatalf("%s left %q, which woke %v, in the model %v", owner, service, got, want)
+				}
+			}
+			m.compare(t, table)
+			o.watch(t, table)
+		}
+		// Everybody who waits is served when those before leave, and nothing remains.
+		for table.Len() > 0 {
+			owners := table.sortedOwners()
+			i := slices.IndexFunc(owners, table.Granted)
+			if i < 0 {
+				t.Fatalf("everybody waits\n%s", table)
+			}
+			if got, want := table.Drop(owners[i], nil), m.drop(owners[i]); !slices.Equal(got, want) {
+				t.Fatalf("%s left, which woke %v, in the model %v", owners[i], got, want)
+			}
+			m.compare(t, table)
+			o.watch(t, table)
+		}
+		if table.Nodes() != 0 || table.String() != "" {
+			t.Fatalf("all have left, this remains:\n%s", table)
+		}
+	})
+}
+
+// Two tables with the same snapshot answer the same to whatever follows.
+func TestRestoredTableGoesOnAlike(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := worlds[rapid.IntRange(0, len(worlds)-1).Draw(t, "world")]
+		one, two := NewTable(), NewTable()
+		at := rapid.IntRange(0, 40).Draw(t, "restart")
+		for i := range 60 {
+			if i == at {
+				if _, err := two.Restore(one.AppendSnapshot(nil)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tables := []*Table{one}
+			if i >= at {
+				tables = append(tables, two)
+			}
+			owner := txnid.Floor(uint64(rapid.IntRange(0, 9).Draw(t, "owner")))
+			need := Need{Key: rapid.SampledFrom(w.paths).Draw(t, "key"), Mode: rapid.SampledFrom(w.modes).Draw(t, "mode")}
+			age := uint64(rapid.IntRange(0, 5).Draw(t, "age"))
+			drop := rapid.Bool().Draw(t, "drop")
+			var answers []string
+			for _, table := range tables {
+				switch {
+				case !table.Has(owner):
+					answers = append(answers, fmt.Sprint(table.Claim(owner, age, Fold([]Need{need, {Key: "c/x", Mode: X}}))))
+				case drop || !table.Granted(owner):
+					answers = append(answers, fmt.Sprint(table.Drop(owner, nil)))
+				default:
+					answers = append(answers, fmt.Sprint(table.Release(owner, Service(need.Key), nil)))
+				}
+			}
+			if i < at {
+				continue
+			}
+			if answers[0] != answers[1] {
+				t.Fatalf("step %d: %s, restored %s", i, answers[0], answers[1])
+			}
+			if !bytes.Equal(one.AppendSnapshot(nil), two.AppendSnapshot(nil)) {
+				t.Fatalf("step %d: the snapshots differ\n%s\nrestored\n%s", i, one, two)
+			}
+		}
+	})
+}

@@ -1,0 +1,116 @@
+package lock
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// TestScenarios runs testdata/scenario/*; `go test -run Scenarios -rewrite` writes
+// what the table does now. Owners are t1, t2, ...; the table is checked after
+// each command.
+//
+//	claim t1 at=10        its needs, one "MODE key" a line, are folded and claimed
+//	release t1 bank       gives back t1's nodes at the service; tells who woke
+//	drop t1               ends t1's claim; tells who woke
+//	waiting t1 [max=N]    what t1 waits for and at most N (8) of those in its way
+//	contended t1 bank     does anybody wait for what t1 holds there?
+//	fold                  the folded set of the needs
+//	print                 the whole table
+//	snapshot-restore      goes on with a table restored from a snapshot
+func TestScenarios(t *testing.T) {
+	datadriven.Walk(t, "testdata/scenario", func(t *testing.T, path string) {
+		table := NewTable()
+		names := strings.NewReplacer() // ids back to t1, t2, ...
+		known := []string{}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			owner := func() txnid.ID {
+				name := d.CmdArgs[0].Key
+				n, err := strconv.ParseUint(strings.TrimPrefix(name, "t"), 10, 48)
+				if err != nil {
+					d.Fatalf(t, "owner %q", name)
+				}
+				id := txnid.Floor(n)
+				known = append(known, id.String(), name)
+				names = strings.NewReplacer(known...)
+				return id
+			}
+			needs := func() (set []Need) {
+				for line := range strings.Lines(d.Input) {
+					mode, key, _ := strings.Cut(strings.TrimSpace(line), " ")
+					for m := range Mode(modes) {
+						if m.String() == mode {
+							set = append(set, Need{Key: key, Mode: m})
+						}
+					}
+				}
+				return Fold(set)
+			}
+			woke := func(ids []txnid.ID) string {
+				if len(ids) == 0 {
+					return "woke nobody\n"
+				}
+				return names.Replace(fmt.Sprintln("woke", ids))
+			}
+			var out string
+			switch d.Cmd {
+			case "claim":
+				id := owner()
+				var at uint64
+				d.ScanArgs(t, "at", &at)
+				if table.Claim(id, at, needs()) {
+					out = "granted\n"
+				} else {
+					need, _, _ := table.Waiting(id, 0)
+					out = fmt.Sprintf("waits for %s %s\n", need.Mode, need.Key)
+				}
+			case "release":
+				out = woke(table.Release(owner(), d.CmdArgs[1].Key, nil))
+			case "drop":
+				out = woke(table.Drop(owner(), nil))
+			case "waiting":
+				limit := 8
+				d.MaybeScanArgs(t, "max", &limit)
+				need, blockers, ok := table.Waiting(owner(), limit)
+				if !ok {
+					out = "waits for nothing\n"
+					break
+				}
+				out = names.Replace(fmt.Sprintf("%s %s behind %v\n", need.Mode, need.Key, blockers))
+			case "contended":
+				out = fmt.Sprintln(table.Contended(owner(), d.CmdArgs[1].Key))
+			case "fold":
+				for _, n := range needs() {
+					out += fmt.Sprintf("%-3s %s\n", n.Mode, n.Key)
+				}
+			case "print":
+				out = names.Replace(table.String())
+				if out == "" {
+					out = "empty\n"
+				}
+			case "snapshot-restore":
+				before := table.AppendSnapshot(nil)
+				table = NewTable()
+				if _, err := table.Restore(before); err != nil {
+					d.Fatalf(t, "%v", err)
+				}
+				if !bytes.Equal(table.AppendSnapshot(nil), before) {
+					d.Fatalf(t, "the restored table has another snapshot")
+				}
+				out = "ok\n"
+			default:
+				d.Fatalf(t, "unknown command %q", d.Cmd)
+			}
+			if err := table.Check(); err != nil {
+				d.Fatalf(t, "%v", err)
+			}
+			return out
+		})
+	})
+}

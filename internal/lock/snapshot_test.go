@@ -1,0 +1,177 @@
+package lock
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// sample is a table with holders, queues, claims in the middle of their set, an
+// overtaken waiter, a partly and a wholly released claim.
+func sample() *Table {
+	t := NewTable()
+	id := func(n uint64) txnid.ID { return txnid.Floor(n) }
+	t.Claim(id(1), 10, Fold([]Need{{"a/x", X}, {"c/x", S}}))
+	t.Claim(id(2), 30, Fold([]Need{{"a/x", X}, {"a/y", S}, {"c/x", S}}))
+	t.Claim(id(3), 20, Fold([]Need{{"a/x", S}, {"a-b/x", X}}))
+	t.Claim(id(4), 25, Fold([]Need{{"c", S}}))
+	t.Claim(id(5), 40, Fold([]Need{{"d/y", X}}))
+	t.Release(id(5), "d", nil)
+	t.Claim(id(6), 50, Fold([]Need{{"d/x", X}, {"e", IX}}))
+	t.Release(id(6), "d", nil)
+	t.Claim(id(7), 60, Fold([]Need{{"c/x", X}}))
+	return t
+}
+
+func TestRestoreRefusesEveryTruncation(t *testing.T) {
+	whole := sample().AppendSnapshot(nil)
+	for n := range whole {
+		kept := sample()
+		if _, err := kept.Restore(whole[:n]); !errors.Is(err, ErrSnapshot) {
+			t.Fatalf("%d of %d bytes: %v", n, len(whole), err)
+		}
+		if !bytes.Equal(kept.AppendSnapshot(nil), whole) {
+			t.Fatalf("a failed restore changed the table")
+		}
+	}
+}
+
+func TestRestoreRefusesBrokenInvariants(t *testing.T) {
+	claim := func(n byte, later ...byte) []byte {
+		id := txnid.Floor(uint64(n))
+		return append(append(append([]byte{}, id[:]...), n), later...)
+	}
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	one := join([]byte{1}, claim(1, 0))
+	two := join([]byte{2}, claim(1, 0), claim(2, 0))
+	for name, src := range map[string][]byte{
+		"claims out of order":     join([]byte{2}, claim(2, 0), claim(1, 0), []byte{0}),
+		"a claim twice":           join([]byte{2}, claim(1, 0), claim(1, 0), []byte{0}),
+		"nodes out of order":      join(one, []byte{2, 1, 'b', 1, 0, 4, 0, 1, 'a', 1, 0, 4, 0}),
+		"a node nobody is at":     join(one, []byte{1, 1, 'a', 0, 0}),
+		"a node without a key":    join(one, []byte{1, 0, 1, 0, 4, 0}),
+		"no such claim":           join(one, []byte{1, 1, 'a', 1, 1, 4, 0}),
+		"unknown mode":            join(one, []byte{1, 1, 'a', 1, 0, 5, 0}),
+		"incompatible holders":    join(two, []byte{1, 1, 'a', 2, 0, 4, 1, 4, 0}),
+		"one holder twice":        join(one, []byte{1, 1, 'a', 2, 0, 0, 0, 0, 0}),
+		"a waiter for nothing":    join(one, []byte{1, 1, 'a', 0, 1, 0, 4, 0}),
+		"a grantable waiter":      join(two, []byte{1, 1, 'a', 1, 0, 2, 1, 1, 2, 0}),
+		"overtaken too often":     join(two, []byte{1, 1, 'a', 1, 0, 4, 1, 1, 4, 9}),
+		"waits twice":             join(two, []byte{2, 1, 'a', 1, 0, 4, 1, 1, 4, 0, 1, 'b', 1, 0, 4, 1, 1, 4, 0}),
+		"holds past its wait":     join(two, []byte{2, 1, 'a', 1, 0, 4, 1, 1, 4, 0, 1, 'b', 1, 1, 4, 0}),
+		"wants and does not wait": join([]byte{1}, claim(1, 1, 1, 'b', 4), []byte{1, 1, 'a', 1, 0, 4, 0}),
+		"key without service":     join(one, []byte{1, 3, 'a', '/', 'b', 1, 0, 4, 0}),
+		"long number":             join([]byte{0x80, 0}),
+		"huge count of claims":    {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1},
+		"huge count of nodes":     join(one, []byte{0xff, 0xff, 0xff, 0xff, 0x0f}),
+		"huge key":                join(one, []byte{1, 0xff, 0xff, 0xff, 0xff, 0x0f, 'a', 0, 0, 0, 0, 0, 0}),
+	} {
+		if _, err := NewTable().Restore(src); !errors.Is(err, ErrSnapshot) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := NewTable().Restore(join(two, []byte{1, 1, 'a', 1, 0, 4, 1, 1, 4, 8})); err != nil {
+		t.Errorf("what all these were made from: %v", err)
+	}
+}
+
+// A snapshot is read back or refused, and one state has one spelling.
+func FuzzRestore(f *testing.F) {
+	whole := sample().AppendSnapshot(nil)
+	f.Add(whole)
+	f.Add(NewTable().AppendSnapshot(nil))
+	for i := 0; i < len(whole); i += 7 {
+		flipped := bytes.Clone(whole)
+		flipped[i] ^= 1
+		f.Add(flipped)
+	}
+	f.Fuzz(func(t *testing.T, src []byte) {
+		table := NewTable()
+		rest, err := table.Restore(src)
+		if err != nil {
+			if !errors.Is(err, ErrSnapshot) || table.Len()+table.Nodes() > 0 {
+				t.Fatalf("error %v, table\n%s", err, table)
+			}
+			return
+		}
+		if err := table.Check(); err != nil {
+			t.Fatal(err)
+		}
+		if back := table.AppendSnapshot(nil); !bytes.Equal(back, src[:len(src)-len(rest)]) {
+			t.Fatalf("%x came back as %x", src[:len(src)-len(rest)], back)
+		}
+		// Whatever it holds can be worked off.
+		for table.Len() > 0 {
+			before := table.Len()
+			for _, owner := range table.sortedOwners() {
+				if table.Granted(owner) {
+					table.Drop(owner, nil)
+				}
+			}
+			if err := table.Check(); err != nil || table.Len() == before {
+				t.Fatalf("stuck, Check %v\n%s", err, table)
+			}
+		}
+	})
+}
+
+func TestBrokenInvariantsPanic(t *testing.T) {
+	for name, f := range map[string]func(*Table){
+		"second claim":           func(tb *Table) { tb.Claim(txnid.Floor(1), 1, nil) },
+		"order":                  func(tb *Table) { tb.Claim(txnid.Floor(99), 1, []Need{{"b", X}, {"a", X}}) },
+		"a key twice":            func(tb *Table) { tb.Claim(txnid.Floor(99), 1, []Need{{"a", IX}, {"a", X}}) },
+		"not folded":             func(tb *Table) { tb.Claim(txnid.Floor(99), 1, []Need{{"a/b", X}}) },
+		"no key":                 func(tb *Table) { tb.Claim(txnid.Floor(99), 1, []Need{{"", X}}) },
+		"no such mode":           func(tb *Table) { tb.Claim(txnid.Floor(99), 1, []Need{{"a", 5}}) },
+		"release while it waits": func(tb *Table) { tb.Release(txnid.Floor(2), "a", nil) },
+	} {
+		table := sample()
+		before := table.AppendSnapshot(nil)
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			f(table)
+		}()
+		if !bytes.Equal(table.AppendSnapshot(nil), before) {
+			t.Errorf("%s: the table changed", name)
+		}
+	}
+}
+
+// Check finds what is wrong: each of these breaks one invariant by hand.
+func TestCheckBites(t *testing.T) {
+	one := txnid.Floor(1)
+	for name, spoil := range map[string]func(*Table){
+		"waiter count":     func(tb *Table) { tb.waiters++ },
+		"claim misfiled":   func(tb *Table) { tb.claims[txnid.Floor(99)] = tb.claims[one] },
+		"node misfiled":    func(tb *Table) { tb.nodes["zz"] = tb.nodes["a"] },
+		"empty node":       func(tb *Table) { tb.nodes["zz"] = &node{key: "zz"} },
+		"tally of holders": func(tb *Table) { tb.nodes["a"].holding.add(IS) },
+		"tally of waiters": func(tb *Table) { tb.nodes["a/x"].waiting.remove(X) },
+		"mode of a holder": func(tb *Table) { tb.claims[one].slots[0].mode = X },
+		"order of a claim": func(tb *Table) { tb.claims[one].slots[0].key = "a/xx" },
+		"chain":            func(tb *Table) { tb.claims[one].slots[0].same = 2 },
+		"next":             func(tb *Table) { tb.claims[one].next-- },
+		"slot of another":  func(tb *Table) { tb.claims[one].slots[1].claim = tb.claims[txnid.Floor(2)] },
+		"torn list":        func(tb *Table) { tb.nodes["a"].holders.tail = tb.nodes["a"].holders.head },
+		"holder removed":   func(tb *Table) { n := tb.nodes["a/x"]; n.unhold(n.holders.head) },
+		"overtaken":        func(tb *Table) { tb.nodes["a/x"].queue.head.overtaken = maxOvertakes + 1 },
+		"owner gone":       func(tb *Table) { delete(tb.claims, one) },
+		"node gone":        func(tb *Table) { delete(tb.nodes, "a") },
+		"half released":    func(tb *Table) { s := &tb.claims[one].slots[1]; s.node.unhold(s); s.node = nil },
+	} {
+		table := sample()
+		if err := table.Check(); err != nil {
+			t.Fatal(err)
+		}
+		spoil(table)
+		if err := table.Check(); err == nil {
+			t.Errorf("%s: not found", name)
+		}
+	}
+}
