@@ -50,6 +50,7 @@ func (s *Shard) effect(e *txn.Effect) {
 		s.ended(e.Txn)
 	case txn.EffectForgotten:
 		s.kept.drop(e.ID)
+	case txn.EffectForgetDone:
 		s.forgetOut = false
 	case txn.EffectResolved:
 		s.resolved(e)

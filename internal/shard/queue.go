@@ -243,7 +243,7 @@ func (s *Shard) nextWakeUs() int64 {
 // forget keeps ended transactions within their limits. By count it runs as they
 // end, by age with a timer.
 func (s *Shard) forget(byAge bool) {
-	if s.forgetOut {
+	if s.forgetOut || !s.st.CanForget(s.now.WallMs) {
 		return
 	}
 	var c txn.Forget

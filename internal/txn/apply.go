@@ -26,6 +26,7 @@ const (
 	EffectAcked                      // Txn, Branch
 	EffectEnded                      // Txn
 	EffectForgotten                  // ID
+	EffectForgetDone                 // a FORGET was applied, whatever it found
 	EffectHazard                     // Txn, Branch: acknowledged otherwise than decided
 	EffectResolved                   // Txn: hazard closed by an operator; nil with Reason if there was none
 	EffectServicePut                 // Service
@@ -398,15 +399,14 @@ func (s *State) retain(t *Txn) {
 }
 
 func (s *State) applyForget(c Forget) {
-	left := s.done.len()
-	for n := uint32(0); n < maxForgetPerStep && left > 0; left-- {
+	n := uint32(0)
+	for left := s.done.len(); n < maxForgetPerStep && left > 0; left-- {
 		t := s.done.front()
-		if n >= c.Count && t.EndedMs > c.EndedBeforeMs {
-			return
+		if n >= c.Count && t.EndedMs > c.EndedBeforeMs || !s.mayForget(t, s.nowMs) {
+			break
 		}
 		s.done.pop()
 		if t.ID.UnixMs()+WatermarkLagMs > s.nowMs {
-			// An id from a clock that is ahead must not raise W to the present.
 			s.done.push(t)
 			continue
 		}
@@ -417,6 +417,20 @@ func (s *State) applyForget(c Forget) {
 		n++
 		s.emit(Effect{Kind: EffectForgotten, ID: t.ID})
 	}
+	s.emit(Effect{Kind: EffectForgetDone})
+}
+
+// mayForget reports whether the watermark can be raised to the transaction's id.
+// An id from a clock that was ahead is passed over instead, so that it neither
+// raises W to the present nor keeps others from being forgotten.
+func (s *State) mayForget(t *Txn, nowMs uint64) bool {
+	return t.ID.UnixMs()+WatermarkLagMs <= nowMs || t.ID.UnixMs() > t.EndedMs
+}
+
+// CanForget reports whether a FORGET at that time would find something to do.
+func (s *State) CanForget(nowMs uint64) bool {
+	t := s.done.front()
+	return t != nil && s.mayForget(t, nowMs)
 }
 
 func (s *State) applyResolve(id txnid.ID, note string) {
