@@ -15,14 +15,29 @@ const (
 	dirMode  os.FileMode = 0o700
 )
 
-// disk is the file system as this package and the database see it: it tells
-// fail of every write or sync that failed, before anybody could retry it, counts
-// the syncs of write-ahead files, and keeps files private.
+// disk is the file system as this package and the database see it. It tells fail
+// of every write or sync that failed and refuses every change from then on, so
+// that nobody can retry: the database does, and would record a flush twice. It
+// counts the syncs of write-ahead files, and keeps files private.
 type disk struct {
 	vfs.FS
 	private bool // the operating system's files: set modes
 	fail    func(error)
+	failure func() error // not nil: no more changes
 	fsyncs  *atomic.Uint64
+	// opening: the database is being opened.
+	opening atomic.Bool
+}
+
+// gate is asked before every change.
+func (d *disk) gate() error {
+	err := d.failure()
+	if err != nil && d.opening.Load() {
+		// The database retries a failed flush for ever while it opens. Open has
+		// given up waiting for it, and the process is about to end.
+		select {}
+	}
+	return err
 }
 
 func (d *disk) Unwrap() vfs.FS { return d.FS }
@@ -45,9 +60,19 @@ func (d *disk) own(name string) error {
 }
 
 func (d *disk) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := d.gate(); err != nil {
+		return nil, err
+	}
 	f, err := d.FS.Create(name, category)
 	if err == nil {
 		if err = d.own(name); err != nil {
+			_ = f.Close()
+		}
+	}
+	if err == nil && strings.HasPrefix(d.PathBase(name), "MANIFEST-") {
+		// The database next writes a marker file that names this one, and syncs the
+		// directory after both: a crash in between may keep the marker alone.
+		if err = syncDir(d.FS, d.PathDir(name)); err != nil {
 			_ = f.Close()
 		}
 	}
@@ -59,6 +84,9 @@ func (d *disk) Create(name string, category vfs.DiskWriteCategory) (vfs.File, er
 }
 
 func (d *disk) OpenReadWrite(name string, category vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	if err := d.gate(); err != nil {
+		return nil, err
+	}
 	f, err := d.FS.OpenReadWrite(name, category, opts...)
 	if err == nil {
 		if err = d.own(name); err != nil {
@@ -73,6 +101,9 @@ func (d *disk) OpenReadWrite(name string, category vfs.DiskWriteCategory, opts .
 }
 
 func (d *disk) ReuseForWrite(oldname, newname string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := d.gate(); err != nil {
+		return nil, err
+	}
 	f, err := d.FS.ReuseForWrite(oldname, newname, category)
 	if err != nil {
 		d.broken("reuse", newname, err)
@@ -90,15 +121,28 @@ func (d *disk) OpenDir(name string) (vfs.File, error) {
 }
 
 func (d *disk) Rename(oldname, newname string) error {
+	if err := d.gate(); err != nil {
+		return err
+	}
 	err := d.FS.Rename(oldname, newname)
 	d.broken("rename", newname, err)
 	return err
 }
 
 func (d *disk) Link(oldname, newname string) error {
+	if err := d.gate(); err != nil {
+		return err
+	}
 	err := d.FS.Link(oldname, newname)
 	d.broken("link", newname, err)
 	return err
+}
+
+func (d *disk) Remove(name string) error {
+	if err := d.gate(); err != nil {
+		return err
+	}
+	return d.FS.Remove(name)
 }
 
 func (d *disk) MkdirAll(dir string, _ os.FileMode) error {
@@ -123,30 +167,43 @@ type diskFile struct {
 }
 
 func (f *diskFile) Write(p []byte) (int, error) {
+	if err := f.disk.gate(); err != nil {
+		return 0, err
+	}
 	n, err := f.File.Write(p)
 	f.disk.broken("write", f.name, err)
 	return n, err
 }
 
 func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.disk.gate(); err != nil {
+		return 0, err
+	}
 	n, err := f.File.WriteAt(p, off)
 	f.disk.broken("write", f.name, err)
 	return n, err
 }
 
-func (f *diskFile) Sync() error { return f.synced(f.File.Sync()) }
+func (f *diskFile) Sync() error { return f.synced(f.File.Sync) }
 
-func (f *diskFile) SyncData() error { return f.synced(f.File.SyncData()) }
+func (f *diskFile) SyncData() error { return f.synced(f.File.SyncData) }
 
-func (f *diskFile) synced(err error) error {
+func (f *diskFile) synced(sync func() error) error {
+	if err := f.disk.gate(); err != nil {
+		return err
+	}
 	if f.wal {
 		f.disk.fsyncs.Add(1)
 	}
+	err := sync()
 	f.disk.broken("sync", f.name, err)
 	return err
 }
 
 func (f *diskFile) SyncTo(length int64) (bool, error) {
+	if err := f.disk.gate(); err != nil {
+		return false, err
+	}
 	full, err := f.File.SyncTo(length)
 	f.disk.broken("sync", f.name, err)
 	return full, err

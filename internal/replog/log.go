@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -59,7 +60,7 @@ func Open(config Config) (*Log, error) {
 		cfg: cfg, epoch: time.Now(),
 		failed: make(chan struct{}), closing: make(chan struct{}), floorKick: make(chan struct{}, 1),
 	}
-	l.disk = &disk{FS: cfg.FS, fail: l.fail, fsyncs: &l.fsyncs}
+	l.disk = &disk{FS: cfg.FS, fail: l.fail, failure: l.failure, fsyncs: &l.fsyncs}
 	if cfg.FS == nil {
 		l.disk.FS, l.disk.private = vfs.Default, true
 	}
@@ -168,7 +169,34 @@ func (l *Log) openDatabase(unfinished bool) error {
 	return err
 }
 
-func (l *Log) openPebble(dir string, mustExist bool) (db *pebble.DB, err error) {
+// openPebble returns as soon as a write has failed, too.
+func (l *Log) openPebble(dir string, mustExist bool) (*pebble.DB, error) {
+	type result struct {
+		db  *pebble.DB
+		err error
+	}
+	opened := make(chan result, 1)
+	l.disk.opening.Store(true)
+	go func() {
+		db, err := l.tryPebble(dir, mustExist)
+		opened <- result{db, err}
+	}()
+	select {
+	case r := <-opened:
+		l.disk.opening.Store(false)
+		if err := l.failure(); err != nil {
+			if r.db != nil {
+				err = errors.Join(err, r.db.Close())
+			}
+			return nil, err
+		}
+		return r.db, r.err
+	case <-l.failed:
+		return nil, l.failure()
+	}
+}
+
+func (l *Log) tryPebble(dir string, mustExist bool) (db *pebble.DB, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			db, err = nil, damaged(l.cfg.Dir, "the database panics: %v", p)
@@ -266,7 +294,7 @@ func (l *Log) address(shard uint32) raft.ServerAddress {
 func (l *Log) startRaft(g *group) (err error) {
 	defer func() { // the Raft library panics when it cannot store its term
 		if p := recover(); p != nil {
-			err = fmt.Errorf("shard %d: %v", g.shard, p)
+			err = fmt.Errorf("shard %d: panic while starting: %v\n%s", g.shard, p, debug.Stack())
 		}
 	}()
 	timeout := time.Duration(l.cfg.ElectionTimeoutMs) * time.Millisecond
@@ -478,7 +506,11 @@ func (l *Log) close() error {
 		select {
 		case <-stopped:
 			l.undo()
-		default: // a hung disk or machine: the process is ending
+		default: // a hung disk or machine; the process is ending
+			go func() {
+				<-stopped
+				l.undo()
+			}()
 		}
 		return fmt.Errorf("close log: it has failed: %w", err)
 	}

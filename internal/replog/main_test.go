@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -14,7 +15,12 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(failVariable); dir != "" {
+		os.Exit(openWithFailure(dir))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // recorder is a Machine that remembers its stream.
 type recorder struct {

@@ -301,6 +301,8 @@ type snapReader struct {
 	read  uint64
 	size  uint64
 	err   error
+
+	closed bool
 }
 
 func (r *snapReader) header() (*raft.SnapshotMeta, error) {
@@ -372,4 +374,11 @@ func (r *snapReader) next() error {
 	return nil
 }
 
-func (r *snapReader) Close() error { return r.file.Close() }
+// Close may be called again: the Raft library closes what a restore has closed.
+func (r *snapReader) Close() error {
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	return r.file.Close()
+}
