@@ -1,0 +1,55 @@
+package participant
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+)
+
+// Branch is the part of a transaction that this service executes.
+type Branch struct {
+	Transaction string            // the transaction's id, a UUIDv7
+	Number      uint32            // of the branch within the transaction, from 1
+	Token       string            // fencing token of the branch's locks; later grants compare greater as text. May be empty
+	Operations  []json.RawMessage // payloads in their order, exactly as received; the same in every phase
+	OnePhase    bool              // Commit follows in the same local transaction
+}
+
+// Handler is the service's work. Every method runs in a local transaction that
+// the package begins and ends; a method must do all its work through tx, must
+// not end it, and may be run again in a fresh one when the database asks for a
+// retry. Each takes effect at most once per branch.
+type Handler interface {
+	// Prepare executes the operations so that Commit cannot fail and Rollback can
+	// undo: it checks, and reserves. Its results go to the client.
+	//
+	// An error made by No is a durable refusal, ReadOnly says that there is
+	// nothing to commit; in both cases what was written to tx is discarded. Any
+	// other error is not a vote: the coordinator asks again, until the
+	// transaction's timeout.
+	Prepare(ctx context.Context, tx *sql.Tx, b Branch) (results []json.RawMessage, err error)
+
+	// Commit makes a prepared branch permanent. It has no right to refuse: after
+	// an error it is called again, without limit.
+	Commit(ctx context.Context, tx *sql.Tx, b Branch) error
+
+	// Rollback undoes a prepared branch. It is not called for a branch that was
+	// never prepared here. After an error it is called again, without limit.
+	Rollback(ctx context.Context, tx *sql.Tx, b Branch) error
+}
+
+// ReadOnly is returned by Prepare, together with the results, when the branch
+// only read: it ends here and is not asked to commit.
+var ReadOnly = errors.New("participant: read only") //nolint:errname,staticcheck // a vote, named as one
+
+// refusal is a vote no.
+type refusal struct{ reason string }
+
+func (r *refusal) Error() string { return r.reason }
+
+// No is returned by Prepare to vote no. The reason is shown to the client; it is
+// cut to 1,024 bytes.
+func No(reason string) error { return &refusal{reason: clip(reason, maxReasonBytes)} }
+
+const maxReasonBytes = 1024

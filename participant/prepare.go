@@ -1,0 +1,167 @@
+package participant
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Limits of what a prepare may answer.
+const (
+	maxResults      = 64      // values; the coordinator takes no more
+	maxResultsBytes = 512_000 // of all together, encoded
+)
+
+// Prepare executes the branch, or repeats its vote. See Resource.
+func (p *Participant) Prepare(ctx context.Context, c *Call) (Vote, error) {
+	p.forget.note(c)
+	mismatch := c.Mismatch()
+	var v Vote
+	var ended *row // what to record instead of the work, which is undone first
+	err := p.transact(ctx, func(tx *sql.Tx) (bool, error) {
+		v, ended = Vote{}, nil
+		state := statePrepared
+		if c.OnePhase {
+			state = stateCommitted
+		}
+		if mismatch != "" {
+			state = stateRefused
+		}
+		r := newRow(c, state)
+		r.reason = mismatch
+		inserted, err := p.insertRow(ctx, tx, c, r)
+		if err != nil {
+			return false, err
+		}
+		if !inserted {
+			v, err = p.repeat(ctx, tx, c, mismatch)
+			return err == nil, err
+		}
+		if below, err := p.isForgotten(ctx, tx, c); err != nil || below {
+			v = Vote{Vote: "no", Reason: forgottenReason}
+			return false, err // no row: it could not be deleted again
+		}
+		if mismatch != "" {
+			v = Vote{Vote: "no", Reason: mismatch}
+			return true, nil
+		}
+		results, err := p.execute(ctx, tx, c)
+		var no *refusal
+		switch {
+		case errors.As(err, &no):
+			r.state, r.reason = stateRefused, no.reason
+			ended = &r
+			return false, nil
+		case errors.Is(err, ReadOnly):
+			r.state, r.results = stateReadOnly, results
+			ended = &r
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		v = Vote{Vote: "yes", Results: results}
+		if len(results) == 0 {
+			return true, nil
+		}
+		encoded, err := encodeList(results)
+		if err != nil {
+			return false, err
+		}
+		if _, err := tx.ExecContext(ctx, p.queries.vote, state, encoded, "", c.Transaction, c.Branch); err != nil {
+			return false, fmt.Errorf("record results: %w", err)
+		}
+		return true, nil
+	})
+	if err != nil || ended == nil {
+		return v, err
+	}
+	// In a transaction of its own, so that nothing the handler wrote can stay.
+	err = p.transact(ctx, func(tx *sql.Tx) (bool, error) {
+		inserted, err := p.insertRow(ctx, tx, c, *ended)
+		switch {
+		case err != nil:
+			return false, err
+		case !inserted: // somebody else was faster: that vote holds
+			v, err = p.repeat(ctx, tx, c, mismatch)
+			return err == nil, err
+		}
+		v = ended.vote()
+		return true, nil
+	})
+	return v, err
+}
+
+const forgottenReason = "the transaction has ended and is forgotten (its id is below forgotten_below)"
+
+// execute runs the handler and checks what it returned.
+func (p *Participant) execute(ctx context.Context, tx *sql.Tx, c *Call) ([]json.RawMessage, error) {
+	b := c.branch(c.Operations)
+	results, err := p.cfg.Handler.Prepare(ctx, tx, b)
+	if err != nil && !errors.Is(err, ReadOnly) {
+		return nil, err
+	}
+	size := 0
+	for i, r := range results {
+		if !json.Valid(r) {
+			return nil, fmt.Errorf("result %d of the handler is not valid JSON", i)
+		}
+		size += len(r)
+	}
+	if len(results) > maxResults || size > maxResultsBytes {
+		return nil, fmt.Errorf("the handler returned %d results of %d bytes; the limits are %d and %d", len(results), size, maxResults, maxResultsBytes)
+	}
+	if err == nil && c.OnePhase {
+		if err := p.cfg.Handler.Commit(ctx, tx, b); err != nil {
+			// Not wrapped: a commit cannot vote.
+			return nil, fmt.Errorf("commit of a one-phase branch: %s", err.Error())
+		}
+	}
+	return results, err
+}
+
+func (c *Call) branch(operations []json.RawMessage) Branch {
+	return Branch{Transaction: c.Transaction, Number: c.Branch, Token: c.Token, Operations: operations, OnePhase: c.OnePhase}
+}
+
+// repeat answers a prepare whose branch has a row.
+func (p *Participant) repeat(ctx context.Context, tx *sql.Tx, c *Call, mismatch string) (Vote, error) {
+	r, err := p.readRow(ctx, tx, c)
+	if err != nil {
+		return Vote{}, err
+	}
+	if r == nil {
+		return Vote{}, errors.New("the outcome row vanished")
+	}
+	if err := p.admit(ctx, tx, c, r, r.state); err != nil {
+		return Vote{}, err
+	}
+	switch v := r.vote(); {
+	case v.Vote == "no":
+		return v, nil
+	case mismatch != "":
+		return Vote{Vote: "no", Reason: mismatch}, nil
+	case c.Digest != r.digest || c.Count != r.opCount:
+		return Vote{Vote: "no", Reason: "this branch was prepared with other operations"}, nil
+	case c.OnePhase != r.onePhase:
+		// Neither yes (it would say the wrong state) nor no (the branch is bound).
+		return Vote{}, fmt.Errorf("%w: the branch was prepared with one_phase=%t", ErrStale, r.onePhase)
+	default:
+		return v, nil
+	}
+}
+
+// vote is what the row answers to a prepare.
+func (r *row) vote() Vote {
+	switch r.state {
+	case statePrepared, stateCommitted:
+		return Vote{Vote: "yes", Results: r.results}
+	case stateReadOnly:
+		return Vote{Vote: "read_only", Results: r.results}
+	case stateRefused:
+		return Vote{Vote: "no", Reason: r.reason}
+	default:
+		return Vote{Vote: "no", Reason: "the branch was rolled back"}
+	}
+}
