@@ -60,7 +60,7 @@ func Open(dir, name string, accounts int, balance int64) (*Ledger, error) {
 	if err := l.create(accounts, balance); err != nil {
 		return nil, errors.Join(fmt.Errorf("create ledger %s: %w", name, err), db.Close())
 	}
-	l.part, err = participant.New(participant.Config{Service: name, DB: db, Dialect: participant.SQLite(), Handler: l})
+	l.part, err = participant.New(context.Background(), participant.Config{Service: name, DB: db, Dialect: participant.SQLite(), Handler: l})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("participant %s: %w", name, err), db.Close())
 	}
@@ -180,7 +180,8 @@ func (l *Ledger) Close() error {
 	if l.srv != nil {
 		err = l.srv.Close()
 	}
-	return errors.Join(err, l.part.Close(), l.db.Close())
+	l.part.Close()
+	return errors.Join(err, l.db.Close())
 }
 
 // Register registers the book at a coordinator, trying again until ctx ends.
