@@ -46,7 +46,9 @@ func benchCommit(b *testing.B, clients int) {
 			b.Error(err)
 		}
 	}()
-	n.Start(log.Group)
+	if err := n.Start(log); err != nil {
+		b.Fatal(err)
+	}
 	if err := n.WaitReady(b.Context()); err != nil {
 		b.Fatal(err)
 	}

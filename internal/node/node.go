@@ -15,6 +15,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,10 +32,9 @@ import (
 
 // Config of a node. Zero durations and counts mean the defaults.
 type Config struct {
-	Name    string
-	Shards  uint32
-	Cluster [16]byte
-	Shard   shard.Config // per shard; Shard, Shards, Node and Cluster are filled in
+	Name   string
+	Shards uint32
+	Shard  shard.Config // per shard; Shard, Shards, Node, Cluster and Incarnation are filled in
 
 	DefaultMaxInFlight    int           // of a service that names none
 	DefaultPrepareTimeout time.Duration // of one try
@@ -88,7 +88,7 @@ func New(cfg Config, caller rm.Caller, metrics *Metrics) *Node {
 	n.registry.Store(&registry{})
 	for i := range cfg.Shards {
 		sc := cfg.Shard
-		sc.Shard, sc.Shards, sc.Node, sc.Cluster = i, cfg.Shards, cfg.Name, cfg.Cluster
+		sc.Shard, sc.Shards, sc.Node = i, cfg.Shards, cfg.Name
 		n.runners = append(n.runners, newRunner(n, sc))
 	}
 	for _, r := range n.runners {
@@ -103,13 +103,31 @@ func New(cfg Config, caller rm.Caller, metrics *Metrics) *Node {
 // Machine is what the log of a shard applies to.
 func (n *Node) Machine(shard uint32) replog.Machine { return n.runners[shard] }
 
+// Log is what Start needs of a node's log; *replog.Log implements it.
+type Log interface {
+	Group(shard uint32) replog.Group
+	ClusterID() string   // 32 hexadecimal digits
+	Incarnation() uint64 // rises when a cluster is restored from a backup
+}
+
 // Start connects the shards to their logs.
-func (n *Node) Start(group func(shard uint32) replog.Group) {
+func (n *Node) Start(log Log) error {
+	var cluster [16]byte
+	if _, err := hex.Decode(cluster[:], []byte(log.ClusterID())); err != nil {
+		return fmt.Errorf("cluster id %q: %w", log.ClusterID(), err)
+	}
+	for _, r := range n.runners {
+		err := r.run(context.Background(), func(sh *shard.Shard) { sh.Identify(cluster, uint32(log.Incarnation())) })
+		if err != nil {
+			return err
+		}
+	}
 	for i, r := range n.runners {
-		g := group(uint32(i))
+		g := log.Group(uint32(i))
 		n.loops.Go(func() { r.propose(g) })
 		n.loops.Go(func() { r.watch(g) })
 	}
+	return nil
 }
 
 // Close ends the calls to participants and the loops. The log must be closed

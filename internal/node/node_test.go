@@ -56,7 +56,9 @@ func (s *system) open() {
 		s.t.Fatal(err)
 	}
 	s.log = log
-	s.node.Start(log.Group)
+	if err := s.node.Start(log); err != nil {
+		s.t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
 	defer cancel()
 	if err := s.node.WaitReady(ctx); err != nil {

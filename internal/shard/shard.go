@@ -183,6 +183,12 @@ func New(cfg Config) *Shard {
 	return s
 }
 
+// Identify sets what the first leader of a new cluster writes into BOOT. It must
+// be called before the first Lead.
+func (s *Shard) Identify(cluster [16]byte, incarnation uint32) {
+	s.cfg.Cluster, s.cfg.Incarnation = cluster, incarnation
+}
+
 // State is the replicated state, to read.
 func (s *Shard) State() *txn.State { return s.st }
 
