@@ -1,0 +1,2 @@
+// Package unlisted is not in the table.
+package unlisted // want "not in the table"
