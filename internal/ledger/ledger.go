@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"time"
 
@@ -41,7 +42,7 @@ type Ledger struct {
 
 const schema = `
 CREATE TABLE IF NOT EXISTS account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL CHECK (balance >= 0));
-CREATE TABLE IF NOT EXISTS hold    (txn TEXT NOT NULL, branch INTEGER NOT NULL, n INTEGER NOT NULL, transfer TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS hold    (txn TEXT NOT NULL, branch INTEGER NOT NULL, n INTEGER NOT NULL, transfer TEXT NOT NULL UNIQUE,
                                     account INTEGER NOT NULL, amount INTEGER NOT NULL, PRIMARY KEY (txn, branch, n));
 CREATE TABLE IF NOT EXISTS entry   (transfer TEXT PRIMARY KEY, txn TEXT NOT NULL, account INTEGER NOT NULL, amount INTEGER NOT NULL);
 `
@@ -49,7 +50,8 @@ CREATE TABLE IF NOT EXISTS entry   (transfer TEXT PRIMARY KEY, txn TEXT NOT NULL
 // Open opens or creates the book dir/name.db with accounts 1 to accounts, each
 // holding balance when it is new.
 func Open(dir, name string, accounts int, balance int64) (*Ledger, error) {
-	dsn := "file:" + filepath.Join(dir, name+".db") + "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_txlock=immediate"
+	file := url.URL{Path: filepath.Join(dir, name+".db")} // its characters must not be read as a query or fragment
+	dsn := "file:" + file.EscapedPath() + "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_txlock=immediate"
 	db, err := sql.Open("sqlite", dsn)
 	if err != nil {
 		return nil, fmt.Errorf("open ledger %s: %w", name, err)
@@ -92,6 +94,15 @@ func (l *Ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) 
 		if err := json.Unmarshal(op, &p); err != nil || p.Transfer == "" || p.Amount == 0 {
 			return nil, participant.No("not a posting: a transfer, an account and an amount are needed")
 		}
+		// Commit may not fail, so what it will write must be possible now.
+		var booked bool
+		if err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM entry WHERE transfer = ?1) OR EXISTS (SELECT 1 FROM hold WHERE transfer = ?1)`,
+			p.Transfer).Scan(&booked); err != nil {
+			return nil, err
+		}
+		if booked {
+			return nil, participant.No(fmt.Sprintf("transfer %q is booked already", p.Transfer))
+		}
 		take := min(p.Amount, 0) // a credit is booked at commit, when it is certain
 		res, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + ? WHERE id = ? AND balance + ? >= 0`, take, p.Account, take)
 		if err != nil {
@@ -131,7 +142,7 @@ func (l *Ledger) Rollback(ctx context.Context, tx *sql.Tx, b participant.Branch)
 
 // settle books what prepare left open - credits of a commit (sign 1), debits of a
 // rollback (sign -1) - and removes the holds.
-func (l *Ledger) settle(ctx context.Context, tx *sql.Tx, b *participant.Branch, sign int64) error {
+func (l *Ledger) settle(ctx context.Context, tx *sql.Tx, b participant.Branch, sign int64) error {
 	if _, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + h.sum
 		FROM (SELECT account, SUM(MAX(amount * ?, 0)) AS sum FROM hold WHERE txn = ? AND branch = ? GROUP BY account) AS h
 		WHERE account.id = h.account`, sign, b.Transaction, b.Number); err != nil {
@@ -186,5 +197,5 @@ func (l *Ledger) Close() error {
 
 // Register registers the book at a coordinator, trying again until ctx ends.
 func (l *Ledger) Register(ctx context.Context, coordinator string) error {
-	return participant.Register(ctx, coordinator, l.part.Registration(l.url+"/assent"))
+	return l.part.Register(ctx, coordinator, l.url+"/assent")
 }

@@ -1,0 +1,113 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/assent-tx/assent/rm/rmtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, dir, name string) *Ledger {
+	t.Helper()
+	l, err := Open(dir, name, 5, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Serve("127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func TestConformance(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, "bank")
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	var n atomic.Int64
+	posting := func(amount int64) func(string) json.RawMessage {
+		return func(marker string) json.RawMessage {
+			b, err := json.Marshal(Posting{Transfer: fmt.Sprintf("%s#%d", marker, n.Add(1)), Account: 1 + n.Load()%5, Amount: amount})
+			if err != nil {
+				t.Error(err)
+			}
+			return b
+		}
+	}
+	count := func(table string) func(context.Context, string) (int, error) {
+		return func(ctx context.Context, marker string) (c int, err error) {
+			err = l.db.QueryRowContext(ctx, `SELECT COUNT(*) FROM `+table+` WHERE substr(transfer, 1, ?) = ?`, len(marker)+1, marker+"#").Scan(&c)
+			return c, err
+		}
+	}
+	rmtest.Run(t, rmtest.Target{
+		Service: "bank", BaseURL: l.URL() + "/assent", OnePhase: true,
+		Succeed: posting(-1), Refuse: posting(-1_000_000), Results: posting(1),
+		Effects: count("entry"), Reserved: count("hold"),
+		Restart: func(context.Context) (string, error) {
+			if err := l.Close(); err != nil {
+				return "", err
+			}
+			l = open(t, dir, "bank")
+			return l.URL() + "/assent", nil
+		},
+	})
+}
+
+// TestAuditBites damages two equal books in every way that the audit must notice.
+func TestAuditBites(t *testing.T) {
+	for name, damage := range map[string]string{
+		"":                        `SELECT 1`,
+		"on 1 of 2 ledgers":       `INSERT INTO entry (transfer, txn, account, amount) VALUES ('t9', 'x9', 1, 5); UPDATE account SET balance = balance + 5 WHERE id = 1`,
+		"made or lost":            `UPDATE account SET balance = balance + 1 WHERE id = 1`,
+		"holds are left":          `INSERT INTO hold (txn, branch, n, transfer, account, amount) VALUES ('x8', 1, 0, 't8', 1, 5)`,
+		"booked 2 times":          `INSERT INTO entry (transfer, txn, account, amount) VALUES ('t1b', 'x1', 1, 0)`,
+		"client was told aborted": `INSERT INTO entry (transfer, txn, account, amount) VALUES ('t2', 'x2', 1, 0)`,
+		"is not booked":           `DELETE FROM entry WHERE txn = 'x1'`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			books := []*Ledger{open(t, dir, "a"), open(t, dir, "b")}
+			for i, l := range books {
+				defer l.Close()
+				amount := 7 - 14*i
+				for _, q := range []string{
+					fmt.Sprintf(`INSERT INTO entry (transfer, txn, account, amount) VALUES ('t1', 'x1', 1, %d)`, amount),
+					fmt.Sprintf(`UPDATE account SET balance = balance + %d WHERE id = 1`, amount),
+				} {
+					if _, err := l.db.Exec(q); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			damaged := books[:1]
+			if name == "is not booked" {
+				damaged = books
+			}
+			for _, l := range damaged {
+				if _, err := l.db.Exec(damage); err != nil {
+					t.Fatal(err)
+				}
+			}
+			found, err := Audit(t.Context(), books, 5, 1000, map[string]string{"x1": "committed", "x2": "aborted"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			text := fmt.Sprint(found)
+			if name == "" && len(found) > 0 || !strings.Contains(text, name) {
+				t.Fatalf("found %q", text)
+			}
+		})
+	}
+}
