@@ -128,12 +128,19 @@ func (c *Checked) callee(call *ast.CallExpr) (pkg, name string) {
 	return "", ""
 }
 
-// collectsAndSorts: the body is one `x = append(x, ...)`, and next sorts x.
+// collectsAndSorts: the body is one `x = append(x, ...)`, perhaps under one if,
+// and next sorts x.
 func (c *Checked) collectsAndSorts(loop *ast.RangeStmt, next ast.Stmt) bool {
-	if len(loop.Body.List) != 1 {
+	body := loop.Body.List
+	if len(body) == 1 {
+		if filter, ok := body[0].(*ast.IfStmt); ok && filter.Init == nil && filter.Else == nil {
+			body = filter.Body.List
+		}
+	}
+	if len(body) != 1 {
 		return false
 	}
-	assign, ok := loop.Body.List[0].(*ast.AssignStmt)
+	assign, ok := body[0].(*ast.AssignStmt)
 	if !ok || assign.Tok != token.ASSIGN || len(assign.Lhs) != 1 || len(assign.Rhs) != 1 {
 		return false
 	}

@@ -35,11 +35,12 @@ var Table = map[string]Package{
 	"internal/txn":    {Ring: Pure, Imports: []string{"internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 	"internal/shard":  {Ring: Pure, Imports: []string{"internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 
-	"internal/mutant":    {Ring: Quiet}, // compiled to a constant in every ordinary build
-	"internal/failpoint": {Ring: Quiet}, // likewise
-	"internal/arch":      {Ring: Quiet},
-	"internal/config":    {Ring: Quiet, Imports: []string{"internal/reason"}},
-	"internal/sim":       {Ring: Quiet, Imports: []string{"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
+	"internal/mutant":      {Ring: Quiet}, // compiled to a constant in every ordinary build
+	"internal/failpoint":   {Ring: Quiet}, // likewise
+	"internal/arch":        {Ring: Quiet},
+	"internal/config":      {Ring: Quiet, Imports: []string{"internal/reason"}},
+	"internal/sim":         {Ring: Quiet, Imports: []string{"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
+	"internal/sim/exhaust": {Ring: Quiet, Imports: []string{"internal/sim", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 
 	"internal/replog":    {Ring: Edge, Imports: []string{"internal/failpoint", "internal/mutant"}},
 	"internal/rm":        {Ring: Edge, Imports: []string{"internal/txnid"}},

@@ -24,6 +24,8 @@ func bad(m map[string]int, t table, h *holder, list []string) (out []string) {
 	for k, v := range h.m { // want "range over a map"
 		if v > 0 {
 			out = append(out, k)
+		} else {
+			out = append(out, "")
 		}
 	}
 	slices.Sort(out)
@@ -85,6 +87,12 @@ func good(m map[string]int, t table, h *holder, list []string) (out []string) {
 		out = append(out, strings.ToLower(k))
 	}
 	slices.SortFunc(out, strings.Compare)
+	for k, v := range m {
+		if v > 0 {
+			out = append(out, k)
+		}
+	}
+	slices.Sort(out)
 	switch {
 	case len(m) > 0:
 		for k := range m {

@@ -1,0 +1,73 @@
+# Assent. `make help` lists what there is; `make test` is what must pass.
+
+GO       ?= go
+SEEDS    ?= 20000
+FUZZTIME ?= 60s
+ROUNDS   ?= 20
+MUTANTS  ?=
+BENCH    ?= .
+
+# The linters are pinned here, and not in go.mod, so that users of the module do
+# not carry them.
+GOLANGCI = $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# Go files under version control or about to be; generated ones are formatted too.
+GOFILES = $(shell find . -name '*.go' -not -path './.*/*' -not -path '*/testdata/*')
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build test lint fmt fuzz sim mutants kill bench proto demo
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make sim SEEDS=$(SEEDS)   make fuzz FUZZTIME=$(FUZZTIME)   make kill ROUNDS=$(ROUNDS)   make mutants MUTANTS='name name'"
+
+deps: ## install what the tests need and this machine lacks (a C compiler, for the race detector)
+	@scripts/install-test-deps.sh
+
+build: ## bin/assent, static
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/assent ./cmd/assent
+
+# Cheapest first. The tests hold a bounded share of everything below: simulated
+# seeds, the corpora of the fuzz targets, one round of kills, and at the end every
+# planted bug.
+test: deps ## everything that must pass, in a quarter of an hour on two cores
+	$(GO) vet ./...
+	$(GO) vet -tags mutants,failpoints ./...
+	@unformatted="$$(gofmt -l $(GOFILES))"; test -z "$$unformatted" || { echo "gofmt -w is needed for:" $$unformatted; exit 1; }
+	$(GO) test ./internal/arch
+	$(GO) test -race -timeout 12m ./...
+	scripts/mutants.sh $(MUTANTS)
+
+lint: ## golangci-lint, and the API definition against its generated files
+	$(GOLANGCI) run ./...
+	scripts/proto.sh --check
+
+fmt: ## format as `make lint` wants it
+	$(GOLANGCI) fmt ./...
+
+sim: ## SEEDS simulated clusters; a failing seed prints how to run it alone
+	$(GO) test ./internal/sim -count=1 -timeout 0 -seeds $(SEEDS)
+
+fuzz: ## every fuzz target for FUZZTIME
+	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		for target in $$(grep -rhoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6-); do \
+			echo "== $$dir $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$dir; \
+		done; \
+	done
+
+mutants: ## plant every known bug (or MUTANTS), one at a time: some test must fail for each
+	scripts/mutants.sh $(MUTANTS)
+
+kill: ## ROUNDS of SIGKILL at every named point under load, with an audit after each
+	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run Kill -kill.rounds $(ROUNDS)
+
+bench: ## benchmarks matching BENCH; docs/PERFORMANCE.md says what to expect
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+proto: ## generate Go code and api/openapi.json from the proto files
+	scripts/proto.sh
+
+demo: ## a coordinator that is killed again and again, two ledgers, an audit
+	$(GO) run ./cmd/assent demo
