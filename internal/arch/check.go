@@ -2,6 +2,7 @@ package arch
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,8 +26,8 @@ type goList struct {
 }
 
 // list builds and lists the packages and all they depend on.
-func list(root string, packages ...string) (map[string]goList, error) {
-	cmd := exec.Command("go", append([]string{"list", "-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles", "--"}, packages...)...)
+func list(ctx context.Context, root string, packages ...string) (map[string]goList, error) {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles", "--"}, packages...)...)
 	cmd.Dir = root
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -29,11 +29,11 @@ func Imports(t *Tree, table map[string]Package, libraries map[string][]string) (
 			if spec.Name != nil && spec.Name.Name == "." {
 				found = append(found, t.finding(spec.Pos(), "dot import of %s hides where names come from", p))
 			}
-			ours, internal := strings.CutPrefix(p, Module+"/")
-			switch {
-			case p == Module:
-				ours, internal = ".", true
-			case !internal:
+			ours, isOurs := strings.CutPrefix(p, Module+"/")
+			if p == Module {
+				ours, isOurs = ".", true
+			}
+			if !isOurs {
 				found = append(found, t.library(f, spec, p, row.Ring, libraries)...)
 				continue
 			}

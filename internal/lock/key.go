@@ -31,7 +31,7 @@ var (
 // KeyError says what is wrong with a key and where; it wraps one of the above.
 type KeyError struct {
 	Key  string
-	Byte int // offset of the first offence
+	Byte int // offset of the first fault
 	Err  error
 }
 
@@ -45,7 +45,7 @@ func (e *KeyError) Error() string {
 	return fmt.Sprintf("lock key %q%s: %v at byte %d", key, more, e.Err, e.Byte)
 }
 
-// Unwrap is the offence.
+// Unwrap is what is wrong, without the key.
 func (e *KeyError) Unwrap() error { return e.Err }
 
 // CheckKey returns a *KeyError unless the key has the one spelling that is

@@ -5,10 +5,10 @@ type events struct {
 }
 
 func goroutines[C <-chan int](e events, c C) { // want "channel type"
-	go func() {}()       // want "go statement"
-	e.c <- 1             // want "send"
-	<-e.c                // want "receive"
-	for range e.c {      // want "range over a channel"
+	go func() {}()  // want "go statement"
+	e.c <- 1        // want "send"
+	<-e.c           // want "receive"
+	for range e.c { // want "range over a channel"
 	}
 	for range c { // want "range over a channel"
 	}

@@ -43,7 +43,7 @@ func bad(m map[string]int, t table, h *holder, list []string) (out []string) {
 	for k := range maps.All(t) { // want "maps.All in map order"
 		_ = k
 	}
-	out = slices.Collect(maps.Keys(m))       // want "maps.Keys in map order"
+	out = slices.Collect(maps.Keys(m)) // want "maps.Keys in map order"
 	slices.Sort(out)
 	maps.DeleteFunc(m, func(string, int) bool { return true }) // want "maps.DeleteFunc in map order"
 	// order does not matter

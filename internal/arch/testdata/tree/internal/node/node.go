@@ -7,8 +7,8 @@ import (
 
 	"github.com/hashicorp/raft" // want "internal/node may not import github.com/hashicorp/raft"
 
+	"github.com/assent-tx/assent"                 // want "internal/node may not import \."
 	"github.com/assent-tx/assent/internal/server" // want "internal/node may not import internal/server"
-	"github.com/assent-tx/assent" // want "internal/node may not import \."
 )
 
 type Node struct {
