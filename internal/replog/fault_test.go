@@ -144,6 +144,12 @@ func TestWriteErrorsAreFatal(t *testing.T) {
 				t.Errorf("the failed proposal: %v", err)
 			}
 			armed.Store(false) // the disk works again, but it is too late
+			if _, err := l.disk.Create("data/again", vfs.WriteCategoryUnspecified); err == nil {
+				t.Error("files are still made after the failure")
+			}
+			if err := l.disk.Remove("data/" + floorName); err == nil {
+				t.Error("files are still removed after the failure")
+			}
 			before := l.Group(0).Stats().LastIndex
 			for range 10 {
 				if err := propose(l.Group(0), "late"); err == nil {

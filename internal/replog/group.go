@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/assent-tx/assent/internal/mutant"
 )
 
 // group is one shard's Raft group on this node; it implements Group.
@@ -147,7 +149,7 @@ func (g *group) outcome(f raft.ApplyFuture) error {
 	if err == nil {
 		if refused, ok := f.Response().(error); ok {
 			err = refused
-		} else if cause := g.log.failure(); cause != nil {
+		} else if cause := g.log.failure(); cause != nil && !mutant.On("log-ack-after-failure") {
 			// It was durable and applied, but after a failure nothing is promised.
 			err = cause
 		}

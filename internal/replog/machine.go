@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/assent-tx/assent/internal/mutant"
 )
 
 // errHalted answers entries that were committed but not applied, because the
@@ -49,7 +51,7 @@ func (f *follower) ApplyBatch(logs []*raft.Log) []any {
 }
 
 func (f *follower) apply(logs []*raft.Log) (err error) {
-	if f.log.failure() != nil {
+	if f.log.failure() != nil && !mutant.On("log-ack-after-failure") {
 		return errHalted
 	}
 	f.entries = f.entries[:0]
@@ -66,7 +68,7 @@ func (f *follower) apply(logs []*raft.Log) (err error) {
 		}
 	}()
 	if len(f.entries) > 0 {
-		if aerr := f.machine.Apply(f.entries); aerr != nil {
+		if aerr := f.machine.Apply(f.entries); aerr != nil && !mutant.On("log-skip-failed-apply") {
 			f.log.fail(fmt.Errorf("shard %d: apply entries up to %d: %w", f.shard, last, aerr))
 			return errHalted
 		}

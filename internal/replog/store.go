@@ -11,6 +11,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/hashicorp/raft"
+
+	"github.com/assent-tx/assent/internal/mutant"
 )
 
 // errNotFound has the very text that the Raft library compares.
@@ -42,12 +44,16 @@ func (d *database) commit(b *pebble.Batch) error {
 	if err := d.log.failure(); err != nil {
 		return err
 	}
-	if err := b.Commit(pebble.Sync); err != nil {
+	how := pebble.Sync
+	if mutant.On("log-skip-fsync") {
+		how = pebble.NoSync
+	}
+	if err := b.Commit(how); err != nil {
 		d.log.fail(fmt.Errorf("append: %w", err))
 		return err
 	}
 	// The database reports some errors only to its logger and then returns nil.
-	if err := d.log.failure(); err != nil {
+	if err := d.log.failure(); err != nil && !mutant.On("log-ack-after-failure") {
 		return err
 	}
 	if seq := uint64(b.SeqNum()); seq > 0 {
