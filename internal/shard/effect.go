@@ -12,11 +12,7 @@ import (
 func (s *Shard) effect(e *txn.Effect) {
 	switch e.Kind {
 	case txn.EffectLed:
-		if s.st.Term() == s.term && !s.leading {
-			s.leading = true
-			s.resume()
-		}
-		return
+		return // Apply knows whose LEAD it was
 	case txn.EffectStale:
 		s.notice(Notice{Kind: NoticeStaleEntry})
 		return

@@ -47,7 +47,7 @@ func (s *Shard) lazyAck(a txn.Ack) {
 func (s *Shard) fillEntries() {
 	if s.leadEntry != nil {
 		s.propose(s.leadEntry, 1)
-		s.leadEntry = nil
+		s.leadEntry, s.leadProposed = nil, s.leadEntry
 	}
 	if !s.leading {
 		return

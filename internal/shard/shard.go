@@ -21,6 +21,9 @@
 package shard
 
 import (
+	"bytes"
+	"strconv"
+
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
@@ -115,7 +118,9 @@ type Shard struct {
 	inFlight     int
 	proposedSeq  uint64
 	appliedSeq   uint64
-	leadEntry    []byte
+	leadEntry    []byte // to be proposed
+	leadProposed []byte // the LEAD of this leadership; nil: leads, or was told to follow
+	leadTry      uint64 // how many LEADs of this term came before
 
 	timers  timerHeap
 	effects []txn.Effect
@@ -223,7 +228,7 @@ func (s *Shard) reset() {
 	s.lazy, s.lazyCount, s.lazyUrgent = nil, 0, false
 	s.wantEntry, s.pendingBytes, s.inFlight = false, 0, 0
 	s.proposedSeq, s.appliedSeq = 0, 0
-	s.leadEntry = nil
+	s.leadEntry, s.leadProposed = nil, nil
 	s.timers = nil
 }
 
@@ -263,11 +268,18 @@ func (s *Shard) Apply(now Time, index, term uint64, entry []byte) error {
 	if err := s.st.Apply(index, term, entry, &s.effects); err != nil {
 		return err
 	}
-	mine := s.leading && term == s.term
+	// Whatever follows this leader's own LEAD and was computed in its term is its own.
+	computedIn, _, _ := txn.Header(entry)
+	mine := s.leading && term == s.term && computedIn == s.term
+	led := s.leadProposed != nil && term == s.term && bytes.Equal(entry, s.leadProposed)
 	for i := range s.effects {
 		s.effect(&s.effects[i])
 	}
-	if mine && s.leading {
+	if led {
+		s.leadProposed, s.leading = nil, true
+		s.resume()
+	}
+	if mine {
 		s.inFlight--
 		s.appliedSeq++
 		s.passBarriers()
@@ -302,12 +314,21 @@ func (s *Shard) notice(n Notice) { s.out.Notices = append(s.out.Notices, n) }
 // lead proposes LEAD; nothing else is proposed before it is applied.
 func (s *Shard) lead(term uint64) {
 	s.follow()
+	if s.leadTry++; term != s.term {
+		s.leadTry = 0
+	}
 	s.term = term
 	entry := make([]byte, txn.HeaderBytes, 128)
 	if !s.st.Booted() {
 		entry = txn.AppendBoot(entry, txn.Boot{Cluster: s.cfg.Cluster, Incarnation: s.cfg.Incarnation, Shard: s.cfg.Shard, Shards: s.cfg.Shards})
 	}
-	s.leadEntry = txn.AppendLead(entry, txn.Lead{Node: s.cfg.Node})
+	// A leader that was given up in this term may have a LEAD on its way: this one
+	// must not be taken for it, nor it for this one.
+	node := s.cfg.Node
+	if s.leadTry > 0 {
+		node += " try " + strconv.FormatUint(s.leadTry+1, 10)
+	}
+	s.leadEntry = txn.AppendLead(entry, txn.Lead{Node: node})
 	if mutant.On("leading-before-lead-applied") {
 		s.leading = true
 		s.resume()

@@ -1,0 +1,93 @@
+package shard
+
+import (
+	"testing"
+
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// drive is a driver in small: it keeps what the shard proposes and answers.
+type drive struct {
+	t       *testing.T
+	s       *Shard
+	nowUs   int64
+	index   uint64
+	entries [][]byte
+	replies []Reply
+}
+
+func newDrive(t *testing.T) *drive { return &drive{t: t, s: New(DefaultConfig())} }
+
+func (d *drive) time() Time { d.nowUs++; return Time{MonoUs: d.nowUs, WallMs: 1_750_000_000_000} }
+
+func (d *drive) act() {
+	rd := d.s.Ready()
+	for _, e := range rd.Entries {
+		d.entries = append(d.entries, append([]byte(nil), e...))
+	}
+	d.replies = append(d.replies, rd.Replies...)
+	d.s.Advance()
+}
+
+func (d *drive) step(ev Event) { d.s.Step(d.time(), ev); d.act() }
+
+// apply commits the oldest proposal in a term.
+func (d *drive) apply(term uint64) {
+	d.t.Helper()
+	d.index++
+	if err := d.s.Apply(d.time(), d.index, term, d.entries[0]); err != nil {
+		d.t.Fatal(err)
+	}
+	d.entries = d.entries[1:]
+	d.act()
+}
+
+// A LEAD that came late, of a leadership that was given up, makes no leader; and a
+// LEAD that was proposed twice does not pass for another entry of the new leader,
+// which would let a read through before its record.
+func TestLeadsByItsOwnLeadOnly(t *testing.T) {
+	d := newDrive(t)
+	d.step(&Lead{Term: 1})
+	d.step(&Lead{Term: 1}) // the driver lost patience
+	d.apply(1)
+	if d.s.Leading() {
+		t.Fatal("leads by the LEAD of a leadership that was given up")
+	}
+	d.apply(1)
+	if !d.s.Leading() {
+		t.Fatal("does not lead by its own LEAD")
+	}
+	d.step(&Follow{})
+	d.step(&Lead{Term: 1})
+	d.step(&Follow{})
+	d.apply(1)
+	if d.s.Leading() {
+		t.Fatal("leads although leadership was lost before its LEAD was applied")
+	}
+}
+
+// An entry that was computed in an earlier term but appended in this one is no
+// entry of this leader: a read does not pass by it.
+func TestReadWaitsForAnEntryOfThisLeader(t *testing.T) {
+	d := newDrive(t)
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	id := txnid.New(1_750_000_000_000, [10]byte{1})
+	d.step(&Rollback{Token: 1, ID: id})
+	late := d.entries[0]
+	d.step(&Lead{Term: 2})
+	d.entries = d.entries[1:]
+	d.apply(2)
+	d.step(&Get{Token: 2, ID: id})
+	d.replies = nil
+	d.entries = append([][]byte{late}, d.entries...)
+	d.apply(2)
+	if len(d.replies) > 0 {
+		t.Fatalf("the read was answered by an entry of another term: %v", d.replies[0].Err)
+	}
+	d.apply(2)
+	if len(d.replies) != 1 || d.s.State().Get(id) != nil {
+		t.Fatalf("%d answers; record %v", len(d.replies), d.s.State().Get(id))
+	}
+}
+
