@@ -47,7 +47,7 @@ fmt: ## format as `make lint` wants it
 	$(GOLANGCI) fmt ./...
 
 sim: ## SEEDS simulated clusters; a failing seed prints how to run it alone
-	$(GO) test ./internal/sim -count=1 -timeout 0 -seeds $(SEEDS)
+	$(GO) test ./internal/sim -count=1 -timeout 0 -v -run TestSeeds -seeds $(SEEDS)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
