@@ -7,9 +7,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path"
-	"runtime"
 	"slices"
 	"sync"
+	"time"
 )
 
 // model is a participant in plain Go, written from the contract without the SDK:
@@ -19,7 +19,6 @@ type model struct {
 
 	mu     sync.Mutex
 	rows   map[string]*modelRow // durable
-	seen   map[string]uint64    // executions begun, for the bug that checks before it locks
 	counts map[string]int       // durable: committed effects by marker
 	holds  map[string]int       // durable: reservations by marker
 	below  string               // forgotten_below
@@ -47,7 +46,7 @@ type modelCall struct {
 }
 
 func newModel(bug string) *model {
-	return &model{bug: bug, rows: map[string]*modelRow{}, seen: map[string]uint64{}, counts: map[string]int{}, holds: map[string]int{}}
+	return &model{bug: bug, rows: map[string]*modelRow{}, counts: map[string]int{}, holds: map[string]int{}}
 }
 
 type modelAnswer struct {
@@ -68,8 +67,11 @@ func outcome(status int, o string) modelAnswer {
 }
 
 func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 2<<20))
+	body, err := io.ReadAll(io.LimitReader(r.Body, 2<<20))
 	var c modelCall
+	if err == nil {
+		_, err = io.Copy(io.Discard, r.Body) // the server lingers over a body that was not read
+	}
 	if err == nil {
 		err = json.Unmarshal(body, &c)
 	}
@@ -183,9 +185,7 @@ func (m *model) prepare(c *modelCall, key string, row *modelRow) modelAnswer {
 	}
 	if m.bug == "checks before it locks" {
 		m.mu.Unlock()
-		for range 100 {
-			runtime.Gosched()
-		}
+		time.Sleep(20 * time.Millisecond) // the work, while duplicates come in
 		m.mu.Lock()
 	}
 	if c.Transaction < m.below && m.bug != "ignores forgotten_below" {

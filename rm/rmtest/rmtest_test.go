@@ -97,7 +97,15 @@ func failing(t *testing.T, target Target) map[string]string {
 // Every participant broken in one way is caught, by the case that names the demand;
 // and a case that no broken participant fails would not be a test.
 func TestSuiteBites(t *testing.T) {
+	var mu sync.Mutex
 	caught := make(map[string]bool)
+	t.Cleanup(func() { // after the parallel subtests
+		for _, name := range Cases(modelTarget(t, "")) {
+			if !caught[name] {
+				t.Errorf("no broken participant fails %q", name)
+			}
+		}
+	})
 	for bug, want := range map[string]string{
 		"applies at prepare":               "rollback applies nothing",
 		"applies one operation only":       "commit applies once",
@@ -144,19 +152,17 @@ func TestSuiteBites(t *testing.T) {
 		"yes after rollback":               "prepare after rollback votes no",
 	} {
 		t.Run(bug, func(t *testing.T) {
+			t.Parallel() // each mostly waits for connections to close
 			failed := failing(t, modelTarget(t, bug))
 			if _, ok := failed[want]; !ok {
 				t.Errorf("not caught by %q; caught by: %v", want, failed)
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			for name := range failed {
 				caught[name] = true
 			}
 		})
-	}
-	for _, name := range Cases(modelTarget(t, "")) {
-		if !caught[name] {
-			t.Errorf("no broken participant fails %q", name)
-		}
 	}
 }
 
