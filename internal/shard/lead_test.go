@@ -3,6 +3,7 @@ package shard
 import (
 	"testing"
 
+	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
@@ -91,3 +92,24 @@ func TestReadWaitsForAnEntryOfThisLeader(t *testing.T) {
 	}
 }
 
+
+// While every append is in flight an overdue acknowledgement asks for no Tick: the
+// driver would spin until the disk answers.
+func TestNoTickForWhatWaitsForAnAppend(t *testing.T) {
+	d := newDrive(t)
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	for i := range d.s.cfg.MaxAppendsInFlight {
+		d.step(&Get{Token: Token(i + 1), ID: txnid.New(1_750_000_000_000, [10]byte{byte(i)})})
+	}
+	d.s.lazyAck(txn.Ack{ID: txnid.New(1_750_000_000_000, [10]byte{1}), Fate: txn.FateDone})
+	d.nowUs += 2 * d.s.cfg.AckLingerUs
+	d.step(&Tick{})
+	if wake := d.s.Ready().WakeAtUs; wake <= d.nowUs {
+		t.Fatalf("wants a Tick at %d although it had one at %d", wake, d.nowUs)
+	}
+	d.apply(1)
+	if len(d.entries) != d.s.cfg.MaxAppendsInFlight {
+		t.Fatalf("the acknowledgement was not proposed when an append was free: %d in flight", len(d.entries))
+	}
+}

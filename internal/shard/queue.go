@@ -232,7 +232,7 @@ func (s *Shard) nextWakeUs() int64 {
 	if len(s.timers) > 0 {
 		at = min(at, s.timers[0].atUs)
 	}
-	if len(s.lazy) > 0 {
+	if len(s.lazy) > 0 && s.inFlight < s.cfg.MaxAppendsInFlight { // else the next Apply lets them go
 		at = min(at, s.lazySinceUs+s.cfg.AckLingerUs)
 	}
 	return at
