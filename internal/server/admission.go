@@ -1,0 +1,58 @@
+package server
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/assent-tx/assent/internal/reason"
+)
+
+// work is what a request asks for, as far as admission cares.
+type work uint8
+
+const (
+	query      work = iota // and everything else that ends or explains what exists
+	submission             // new work: refused first
+)
+
+// admission bounds what is being worked on, over both protocols.
+type admission struct {
+	limits   *Limits
+	requests atomic.Int64
+	bytes    atomic.Int64
+}
+
+// enter takes a place for a request of so many body bytes; leave gives it back.
+func (a *admission) enter(w work, bytes int64) (leave func(), err error) {
+	requests, held := a.requests.Add(1), a.bytes.Add(bytes)
+	leave = func() {
+		a.requests.Add(-1)
+		a.bytes.Add(-bytes)
+	}
+	limit := int64(a.limits.MaxRequestsInFlight)
+	if w != submission {
+		limit += max(limit/8, 1)
+	}
+	switch {
+	case requests > limit:
+		err = reason.New(reason.Overloaded, "try again later, with fewer requests at a time", "%d requests are being worked on", requests-1)
+	case w == submission && held > a.limits.MaxRequestBytesInFlight:
+		err = reason.New(reason.Overloaded, "try again later", "the bodies of unanswered requests hold %d bytes", held-bytes)
+	}
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return leave, nil
+}
+
+// deadline bounds a request's wait a little before asked is over, so that the
+// current state is answered in time. Zero: the client set none.
+func (l *Limits) deadline(ctx context.Context, asked time.Duration) (context.Context, context.CancelFunc) {
+	if asked <= 0 {
+		asked = l.RequestTimeout
+	}
+	asked = min(asked, l.MaxTimeout)
+	return context.WithTimeout(ctx, asked-min(asked/10, 250*time.Millisecond))
+}

@@ -1,0 +1,166 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/reason"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fake is a Coordinator that records what it is asked and answers what it is told
+// to. Its zero functions answer plausible values.
+type fake struct {
+	mu       sync.Mutex
+	submits  []node.Submission
+	puts     []node.ServiceSpec
+	queries  []node.ListQuery
+	notes    []string
+	submit   func(context.Context, node.Submission) (node.Transaction, error)
+	rollback func(context.Context, string) (node.Transaction, error)
+	service  func(context.Context, string) (node.Service, error)
+	ready    bool
+}
+
+const (
+	someID  = "019aa1b2-c3d4-7e5f-8a6b-0123456789ab"
+	otherID = "019aa1b2-c3d5-7000-8000-000000000001"
+)
+
+var someTime = time.Date(2026, 11, 23, 14, 47, 5, 120_000_000, time.UTC)
+
+// fullTransaction has every field set.
+func fullTransaction() node.Transaction {
+	return node.Transaction{
+		ID: someID, State: "aborted", OnePhase: true, Hazard: true, Replayed: true, Timeout: 250 * time.Millisecond,
+		Abort:    &node.Abort{Reason: reason.VotedNo, Message: "no funds", Service: "ledger-a"},
+		WaitsFor: &node.LockWait{Key: "ledger-a/accounts/42", Mode: "X", For: []string{otherID}},
+		Began:    someTime, Granted: someTime.Add(time.Millisecond), Decided: someTime.Add(2 * time.Second), Ended: someTime.Add(time.Minute),
+		Branches: []node.Branch{
+			{
+				ID: "1", Service: "ledger-a", State: "refused", Vote: "no", Operations: 2, Attempts: 3, LastError: "connection refused",
+				Hazard: "committed", Resolution: "booked back by hand",
+				Results: [][]byte{[]byte(`{"balance":9007199254740993}`), []byte(`null`)},
+			},
+			{ID: "2", Service: "ledger-b", State: "not_contacted", Operations: 1},
+		},
+	}
+}
+
+func fullService() node.Service {
+	return node.Service{
+		ServiceSpec: node.ServiceSpec{
+			Name: "ledger-a", PrepareURL: "http://127.0.0.1:9001/prepare", CommitURL: "http://127.0.0.1:9001/commit",
+			RollbackURL: "http://127.0.0.1:9001/rollback", StatusURL: "http://127.0.0.1:9001/status",
+			Resources: []string{"accounts"}, Capabilities: []string{"one_phase", "read_only", "list_in_doubt", "tombstone"},
+			Isolation: "participant", RequireKeys: true, MaxInFlight: 7, PrepareTimeout: 3 * time.Second, FinishTimeout: 10 * time.Second,
+		},
+		Generation: 1<<63 + 1, State: "draining", OpenTransactions: 5, Registered: someTime, Updated: someTime.Add(time.Hour),
+	}
+}
+
+func (f *fake) Submit(ctx context.Context, s node.Submission) (node.Transaction, error) {
+	f.mu.Lock()
+	f.submits = append(f.submits, s)
+	f.mu.Unlock()
+	if f.submit != nil {
+		return f.submit(ctx, s)
+	}
+	id := s.ID
+	if id == "" {
+		id = otherID
+	}
+	return node.Transaction{ID: id, State: "committed", Began: someTime, Branches: []node.Branch{{ID: "1", Service: s.Operations[0].Service, State: "committed", Vote: "yes"}}}, nil
+}
+
+func (f *fake) Transaction(_ context.Context, id string) (node.Transaction, error) {
+	if id == someID {
+		return fullTransaction(), nil
+	}
+	return node.Transaction{}, reason.New(reason.NotFound, "it may have been forgotten", "no transaction %s", id)
+}
+
+func (f *fake) Transactions(_ context.Context, q node.ListQuery) (node.TransactionPage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.queries = append(f.queries, q)
+	return node.TransactionPage{Transactions: []node.Transaction{fullTransaction()}, NextPageToken: someID}, nil
+}
+
+func (f *fake) Rollback(ctx context.Context, id string) (node.Transaction, error) {
+	if f.rollback != nil {
+		return f.rollback(ctx, id)
+	}
+	return node.Transaction{ID: id, State: "aborted", Abort: &node.Abort{Reason: reason.ClientRollback, Message: "asked by the client"}, Branches: []node.Branch{}}, nil
+}
+
+func (f *fake) Resolve(_ context.Context, id, note string) (node.Transaction, error) {
+	f.mu.Lock()
+	f.notes = append(f.notes, note)
+	f.mu.Unlock()
+	if id != someID {
+		return node.Transaction{}, reason.New(reason.NotAHazard, "nothing is to be done", "transaction %s has no open hazard", id)
+	}
+	return fullTransaction(), nil
+}
+
+func (f *fake) PutService(_ context.Context, s node.ServiceSpec) (node.Service, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.puts = append(f.puts, s)
+	return node.Service{ServiceSpec: s, Generation: 1, State: "active"}, nil
+}
+
+func (f *fake) Service(ctx context.Context, name string) (node.Service, error) {
+	if f.service != nil {
+		return f.service(ctx, name)
+	}
+	if name == "ledger-a" {
+		return fullService(), nil
+	}
+	return node.Service{}, reason.New(reason.NotFound, "register it with PUT /v1/services/"+name, "no service %q", name)
+}
+
+func (f *fake) Services(context.Context) ([]node.Service, error) {
+	return []node.Service{fullService()}, nil
+}
+
+func (f *fake) DeleteService(_ context.Context, name string) (node.Service, error) {
+	if name != "ledger-a" {
+		return node.Service{}, reason.New(reason.NotFound, "", "no service %q", name)
+	}
+	return fullService(), nil
+}
+
+func (f *fake) Health() node.Health {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.ready {
+		return node.Health{Message: "shard 0 has no leader here yet"}
+	}
+	return node.Health{Ready: true, Message: "ready", Shards: []node.ShardHealth{{Shard: 0, Leading: true, Term: 3, Applied: 17}}}
+}
+
+func newServer(t testing.TB, f *fake, limits Limits) *Server {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	s, err := New(Config{Coordinator: f, Limits: limits, Registerer: reg, Gatherer: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// committed refuses a rollback as the coordinator does.
+func committed(id string) (node.Transaction, error) {
+	t := node.Transaction{ID: id, State: "committed", Decided: someTime, Branches: []node.Branch{{ID: "1", Service: "a", State: "committed", Vote: "yes", Operations: 1}}}
+	return t, reason.New(reason.AlreadyCommitted, "undo it with a transaction of its own", "transaction %s is committed", id)
+}

@@ -1,0 +1,380 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/reason"
+)
+
+// TimeoutHeader bounds how long a request waits for its answer: a Go duration.
+const TimeoutHeader = "Assent-Timeout"
+
+// route is one REST method; name is that of the RPC with the same annotation.
+type route struct {
+	name    string
+	method  string
+	pattern string
+	work    work
+	query   []string // parameters that it takes
+	serve   func(s *Server, ctx context.Context, r *request) (any, error)
+}
+
+// request is a decoded frame around the routes.
+type request struct {
+	*http.Request
+	body  []byte
+	query url.Values
+}
+
+var routes = []route{
+	{name: "SubmitTransaction", method: http.MethodPost, pattern: "/v1/transactions", work: submission, serve: submitTransaction},
+	{name: "GetTransaction", method: http.MethodGet, pattern: "/v1/transactions/{id}", serve: getTransaction},
+	{
+		name: "ListTransactions", method: http.MethodGet, pattern: "/v1/transactions", serve: listTransactions,
+		query: []string{"state", "service", "page_size", "page_token"},
+	},
+	{name: "RollbackTransaction", method: http.MethodPost, pattern: "/v1/transactions/{id}/rollback", serve: rollbackTransaction},
+	{name: "ResolveTransaction", method: http.MethodPost, pattern: "/v1/transactions/{id}/resolve", serve: resolveTransaction},
+	{name: "PutService", method: http.MethodPut, pattern: "/v1/services/{name}", serve: putService},
+	{name: "GetService", method: http.MethodGet, pattern: "/v1/services/{name}", serve: getService},
+	{name: "ListServices", method: http.MethodGet, pattern: "/v1/services", serve: listServices},
+	{name: "DeleteService", method: http.MethodDelete, pattern: "/v1/services/{name}", serve: deleteService},
+}
+
+func submitTransaction(s *Server, ctx context.Context, r *request) (any, error) {
+	var b SubmitBody
+	if err := r.decode(&b); err != nil {
+		return nil, err
+	}
+	sub, err := s.limits.submission(&b, traceParent(r.Header.Get("Traceparent")))
+	if err != nil {
+		return nil, err
+	}
+	return transactionAnswer(s.coordinator.Submit(ctx, sub))
+}
+
+func getTransaction(s *Server, ctx context.Context, r *request) (any, error) {
+	id := r.PathValue("id")
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	return transactionAnswer(s.coordinator.Transaction(ctx, id))
+}
+
+func listTransactions(s *Server, ctx context.Context, r *request) (any, error) {
+	q := node.ListQuery{State: r.query.Get("state"), Service: r.query.Get("service"), PageToken: r.query.Get("page_token")}
+	if text := r.query.Get("page_size"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return nil, inField(reason.New(reason.InvalidField, "1 to "+strconv.Itoa(s.limits.MaxPageSize), "%.40q is no page size", text), "page_size")
+		}
+		q.PageSize = n
+	}
+	q, err := s.limits.listQuery(q)
+	if err != nil {
+		return nil, err
+	}
+	page, err := s.coordinator.Transactions(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return pageJSON(&page), nil
+}
+
+func rollbackTransaction(s *Server, ctx context.Context, r *request) (any, error) {
+	id := r.PathValue("id")
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	if len(r.body) > 0 {
+		if err := r.decode(&RollbackBody{}); err != nil {
+			return nil, err
+		}
+	}
+	return transactionAnswer(s.coordinator.Rollback(ctx, id))
+}
+
+func resolveTransaction(s *Server, ctx context.Context, r *request) (any, error) {
+	id := r.PathValue("id")
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	var b ResolveBody
+	if err := r.decode(&b); err != nil {
+		return nil, err
+	}
+	if err := s.limits.checkNote(b.Note); err != nil {
+		return nil, err
+	}
+	return transactionAnswer(s.coordinator.Resolve(ctx, id, b.Note))
+}
+
+func putService(s *Server, ctx context.Context, r *request) (any, error) {
+	var b PutServiceBody
+	if err := r.decode(&b); err != nil {
+		return nil, err
+	}
+	spec, err := s.limits.serviceSpec(r.PathValue("name"), &b)
+	if err != nil {
+		return nil, err
+	}
+	return serviceAnswer(s.coordinator.PutService(ctx, spec))
+}
+
+func getService(s *Server, ctx context.Context, r *request) (any, error) {
+	name := r.PathValue("name")
+	if err := checkServiceName(name); err != nil {
+		return nil, inField(err, "name")
+	}
+	return serviceAnswer(s.coordinator.Service(ctx, name))
+}
+
+func listServices(s *Server, ctx context.Context, _ *request) (any, error) {
+	list, err := s.coordinator.Services(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return servicesJSON(list), nil
+}
+
+func deleteService(s *Server, ctx context.Context, r *request) (any, error) {
+	name := r.PathValue("name")
+	if err := checkServiceName(name); err != nil {
+		return nil, inField(err, "name")
+	}
+	return serviceAnswer(s.coordinator.DeleteService(ctx, name))
+}
+
+func transactionAnswer(t node.Transaction, err error) (any, error) {
+	if err != nil {
+		return nil, withTransaction(&t, err)
+	}
+	answer := transactionJSON(&t)
+	return &answer, nil
+}
+
+func serviceAnswer(v node.Service, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	answer := serviceJSON(&v)
+	return &answer, nil
+}
+
+// handler frames a route: limits, body, deadline, answer, meters.
+func (s *Server) handler(rt route) http.Handler {
+	m := s.meters.of("rest", rt.name)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin := time.Now()
+		answer, err := s.answer(&rt, w, r)
+		if err != nil {
+			p := problemOf(err)
+			s.refuse(w, r, &p)
+			m.done(begin, &p)
+			return
+		}
+		s.write(w, r, http.StatusOK, answer)
+		m.done(begin, nil)
+	})
+}
+
+func (s *Server) answer(rt *route, w http.ResponseWriter, r *http.Request) (any, error) {
+	if err := s.crossOrigin.Check(r); err != nil {
+		return nil, reason.New(reason.CrossOrigin, "call the API from a program, or from a page of the same origin", "a web page of another origin sent this request")
+	}
+	size := r.ContentLength
+	if size < 0 || size > int64(s.limits.MaxRequestBytes) {
+		size = int64(s.limits.MaxRequestBytes)
+	}
+	leave, err := s.admission.enter(rt.work, size)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	asked, err := s.askedTimeout(r)
+	if err != nil {
+		return nil, err
+	}
+	req := &request{Request: r}
+	if req.query, err = readQuery(r.URL.RawQuery, rt.query); err != nil {
+		return nil, err
+	}
+	if rt.method == http.MethodPost || rt.method == http.MethodPut {
+		if req.body, err = s.readBody(w, r); err != nil {
+			return nil, err
+		}
+	}
+	// The body is there. From here on the connection may be silent for as long as
+	// the wait lasts; the answer's own time begins when it is written.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{}) // not supported by every ResponseWriter
+	ctx, cancel := s.limits.deadline(r.Context(), asked)
+	defer cancel()
+	return rt.serve(s, ctx, req)
+}
+
+func (s *Server) askedTimeout(r *http.Request) (time.Duration, error) {
+	text := r.Header.Get(TimeoutHeader)
+	if text == "" {
+		return 0, nil
+	}
+	var d Duration
+	if err := d.parse(text); err != nil {
+		return 0, inField(err, TimeoutHeader)
+	}
+	return s.limits.timeout(d, TimeoutHeader)
+}
+
+// readQuery refuses what the route does not take.
+func readQuery(raw string, takes []string) (url.Values, error) {
+	if raw == "" {
+		return nil, nil
+	}
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, reason.New(reason.InvalidField, "write name=value, joined by '&'", "the query cannot be parsed: %v", err)
+	}
+	for name, v := range values {
+		switch {
+		case !slices.Contains(takes, name):
+			hint := "this route takes no parameters"
+			if len(takes) > 0 {
+				hint = "use: " + strings.Join(takes, ", ")
+			}
+			return nil, named(reason.New(reason.UnknownField, hint, "parameter %.60q is not known", name), fieldName(name))
+		case len(v) > 1:
+			return nil, named(reason.New(reason.InvalidField, "name it once", "parameter %q stands %d times", name, len(v)), name)
+		}
+	}
+	return values, nil
+}
+
+func fieldName(name string) string { return name[:min(len(name), 60)] }
+
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.ContentLength == 0 {
+		return nil, nil
+	}
+	if ct := r.Header.Get("Content-Type"); ct != "" {
+		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
+			return nil, reason.New(reason.UnsupportedContent, "send the header Content-Type: application/json (curl: --json, or -H)",
+				"the body's Content-Type is %.80q", ct)
+		}
+	}
+	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		return nil, reason.New(reason.UnsupportedContent, "send the body as it is", "the body's Content-Encoding is %.80q", enc)
+	}
+	limit := s.limits.MaxRequestBytes
+	tooLarge := func() error {
+		return limited(reason.New(reason.RequestTooLarge, "send less, or raise --max-request-size", "the body is larger than %d bytes", limit), "body", limit)
+	}
+	if r.ContentLength > int64(limit) {
+		w.Header().Set("Connection", "close") // do not read what is refused
+		return nil, tooLarge()
+	}
+	var body []byte
+	var err error
+	if r.ContentLength > 0 {
+		body = make([]byte, r.ContentLength)
+		_, err = io.ReadFull(r.Body, body)
+	} else {
+		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
+	}
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over):
+		return nil, tooLarge()
+	case err != nil:
+		return nil, reason.New(reason.InvalidJSON, "send the whole body, within "+s.limits.ReadTimeout.String(), "the body cannot be read: %v", err)
+	}
+	return body, nil
+}
+
+func (r *request) decode(into any) error {
+	if len(r.body) == 0 {
+		return reason.New(reason.InvalidJSON, "send one JSON object", "the body is empty")
+	}
+	return DecodeJSON(r.body, into)
+}
+
+// refuse answers an error.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, p *problem) {
+	if p.err.Code == reason.Internal {
+		s.log.Error("internal error", "method", r.Method, "path", r.URL.Path, "error", p.err.Message)
+	}
+	body, err := p.statusJSON()
+	if err != nil {
+		s.log.Error("answer cannot be encoded", "path", r.URL.Path, "error", err)
+		body = &Status{Code: int32(p.code.grpc), Message: p.err.Message}
+	}
+	if after := p.retryAfter(); after != "" {
+		w.Header().Set("Retry-After", after)
+	}
+	s.write(w, r, p.code.http, body)
+}
+
+func (s *Server) write(w http.ResponseWriter, r *http.Request, code int, answer any) {
+	data, err := EncodeJSON(answer)
+	if err != nil {
+		// A participant's results that are not JSON were refused when they came.
+		s.log.Error("answer cannot be encoded", "path", r.URL.Path, "error", err)
+		code, data = http.StatusInternalServerError, []byte(`{"code":13,"message":"the answer cannot be encoded; see the coordinator's log","details":[]}`)
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.limits.WriteTimeout)) // not supported by every ResponseWriter
+	h := w.Header()
+	h["Content-Type"] = jsonContentType
+	h["X-Content-Type-Options"] = noSniff
+	h["Cache-Control"] = noStore
+	h["Content-Length"] = []string{strconv.Itoa(len(data) + 1)}
+	w.WriteHeader(code)
+	_, _ = w.Write(append(data, '\n')) // the client is gone: nobody left to tell
+}
+
+var (
+	jsonContentType = []string{"application/json"}
+	noSniff         = []string{"nosniff"}
+	noStore         = []string{"no-store"}
+)
+
+// newMux routes /v1 and the operator's pages; whatever else is refused in the
+// shape of every other error.
+func (s *Server) newMux() http.Handler {
+	mux := http.NewServeMux()
+	allowed := map[string][]string{}
+	for _, rt := range routes {
+		mux.Handle(rt.method+" "+rt.pattern, s.handler(rt))
+		allowed[rt.pattern] = append(allowed[rt.pattern], rt.method)
+	}
+	for pattern, h := range map[string]http.Handler{
+		"/healthz": http.HandlerFunc(s.healthz),
+		"/readyz":  http.HandlerFunc(s.readyz),
+		"/metrics": s.metricsPage(),
+	} {
+		mux.Handle("GET "+pattern, h)
+		allowed[pattern] = []string{http.MethodGet}
+	}
+	for pattern, methods := range allowed {
+		slices.Sort(methods)
+		allow := strings.Join(methods, ", ")
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", allow)
+			p := problemOf(reason.New(reason.MethodNotAllowed, "use "+allow, "%s is not a method of %.200s", r.Method, r.URL.Path))
+			s.refuse(w, r, &p)
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		p := problemOf(reason.New(reason.NotFound, "the API is below /v1; docs/API.md lists its paths", "no such path: %.200s", r.URL.Path))
+		s.refuse(w, r, &p)
+	})
+	return mux
+}
