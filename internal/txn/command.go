@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/reason"
@@ -404,6 +406,12 @@ func (r *reader) needs() []lock.Need {
 		}
 		if need.Mode > lock.X || need.Key == "" || len(set) > 0 && set[len(set)-1].Key >= need.Key {
 			r.fail("lock set not folded")
+			return nil
+		}
+		// Keys sort behind their service, so it has been read.
+		service := lock.Service(need.Key)
+		if _, ok := slices.BinarySearchFunc(set, service, func(n lock.Need, key string) int { return strings.Compare(n.Key, key) }); !ok && service != need.Key {
+			r.fail("lock set not folded: a key comes without its service")
 			return nil
 		}
 		set = append(set, need)
