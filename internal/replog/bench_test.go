@@ -45,6 +45,31 @@ func BenchmarkFloor(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "appends/s")
 }
 
+// BenchmarkOpenToLead is a restart with 1,000 entries in the log, until this node
+// leads and has applied them, with the default election timeout.
+func BenchmarkOpenToLead(b *testing.B) {
+	dir := b.TempDir()
+	cfg := config(dir, newRecorder())
+	cfg.ElectionTimeoutMs = 0
+	l := open(b, cfg)
+	lead(b, l.Group(0))
+	for range 1000 {
+		mustPropose(b, l.Group(0), "entry")
+	}
+	closeLog(b, l)
+	b.ResetTimer()
+	for range b.N {
+		m := newRecorder()
+		cfg.Machines = []Machine{m}
+		l = open(b, cfg)
+		lead(b, l.Group(0))
+		m.waitFor(b, 1000)
+		b.StopTimer()
+		closeLog(b, l)
+		b.StartTimer()
+	}
+}
+
 // BenchmarkAppend is Propose until done, with fsync. Compare with BenchmarkFloor
 // of the same run.
 func BenchmarkAppend(b *testing.B) {

@@ -10,6 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // killed returns a directory as a process that was killed leaves it: everything
@@ -152,6 +155,66 @@ func TestEveryFlippedByteOfAKilledLogIsFound(t *testing.T) {
 		if got, err := checkWAL(bad, num, nonce); err != nil || got.offset != from {
 			t.Errorf("last record: %+v, %v, want the end at %d", got, err, from)
 		}
+	}
+}
+
+// Records that begin at every distance from the end of a block are read: the
+// rest of a block may be too short for a chunk, or take a chunk without payload.
+func TestRecordsAtBlockEnds(t *testing.T) {
+	mem := vfs.NewMem()
+	options := func() *pebble.Options {
+		return &pebble.Options{FS: mem, FormatMajorVersion: pebble.FormatWALSyncChunks, MemTableSize: 8 << 20, Logger: dbLogger{logger: quiet(), fail: func(err error) { t.Error(err) }}}
+	}
+	for range 2 { // the second write-ahead file has the format
+		db, err := pebble.Open("db", options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db, err := pebble.Open("db", options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := mem.List("db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasSuffix(n, ".log") })
+	name := slices.Max(names)
+	content := func() []byte {
+		b, err := readWhole(mem, "db/"+name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	records := 0
+	for left := range 64 {
+		at := len(content())
+		fill := walBlock - at%walBlock - left - walHeaderSync - batchHeader - 1 - 3
+		if fill < 0 {
+			fill += walBlock - walHeaderSync // in the next block, behind one more header
+		}
+		if err := db.LogData(make([]byte, fill), pebble.Sync); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := db.Set([]byte("key"), []byte("value"), pebble.Sync); err != nil {
+				t.Fatal(err)
+			}
+			records++
+		}
+		b := content()
+		got, err := checkWAL(b, walNumber(t, name), [nonceBytes]byte{1})
+		if err != nil || got.records != records || len(trimZeros(b[got.offset:])) != 0 {
+			t.Errorf("%d bytes left in a block: %+v of %d bytes, %v, want %d records", left, got, len(b), err, records)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

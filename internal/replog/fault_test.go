@@ -251,11 +251,10 @@ func TestWriteErrorsWhileOpening(t *testing.T) {
 	}
 }
 
-// stallFS hangs syncs of write-ahead files until it is let go.
+// stallFS hangs syncs of data while gate is locked.
 type stallFS struct {
 	vfs.FS
-	hang    atomic.Bool
-	release chan struct{}
+	gate sync.RWMutex
 }
 
 func (s *stallFS) Unwrap() vfs.FS { return s.FS }
@@ -276,14 +275,13 @@ type stallFile struct {
 }
 
 func (f *stallFile) SyncData() error {
-	if f.fs.hang.Load() {
-		<-f.fs.release
-	}
+	f.fs.gate.RLock()
+	f.fs.gate.RUnlock() //nolint:staticcheck // only waits
 	return f.File.SyncData()
 }
 
 func TestHungDiskIsFatal(t *testing.T) {
-	disk := &stallFS{FS: vfs.NewMem(), release: make(chan struct{})}
+	disk := &stallFS{FS: vfs.NewMem()}
 	f := make(fatal, 1)
 	cfg := config("data", newRecorder())
 	cfg.FS = disk
@@ -293,7 +291,7 @@ func TestHungDiskIsFatal(t *testing.T) {
 	l := open(t, cfg)
 	lead(t, l.Group(0))
 	mustPropose(t, l.Group(0), "x")
-	disk.hang.Store(true)
+	disk.gate.Lock()
 	outcome := make(chan error, 1)
 	l.Group(0).Propose([]byte("hangs"), func(err error) { outcome <- err })
 	if err := f.wait(t); !errors.Is(err, ErrAppendStalled) {
@@ -313,5 +311,5 @@ func TestHungDiskIsFatal(t *testing.T) {
 	if err := <-outcome; err == nil { // although the disk still hangs
 		t.Error("the hung append was acknowledged")
 	}
-	close(disk.release)
+	disk.gate.Unlock()
 }

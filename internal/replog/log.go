@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
@@ -87,9 +88,12 @@ func (l *Log) open() error {
 		return err
 	}
 	if l.lock, err = l.disk.Lock(l.disk.PathJoin(l.cfg.Dir, lockName)); err != nil {
+		if oserror.IsPermission(err) {
+			return err
+		}
 		return &DirError{
 			Dir: l.cfg.Dir, Err: ErrLocked, Detail: err.Error(),
-			Hint: "stop the process that uses it, or make the directory writable; two processes never share one",
+			Hint: "stop the process that uses it; two processes never share one",
 		}
 	}
 	if l.id, err = claimDirectory(l.disk, &l.cfg); err != nil {
@@ -226,13 +230,11 @@ func (l *Log) tryPebble(dir string, mustExist bool) (db *pebble.DB, err error) {
 	if err == nil {
 		return db, nil
 	}
-	if pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) || isMissingFile(err) {
+	if pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) || oserror.IsNotExist(err) {
 		return nil, damaged(l.cfg.Dir, "%v", err)
 	}
 	return nil, fmt.Errorf("open database: %w", err)
 }
-
-func isMissingFile(err error) bool { return errors.Is(err, os.ErrNotExist) }
 
 func (l *Log) recoverGroup(shard uint32, snapshots string, floor []floorMark) (*group, error) {
 	g := newGroup(l, shard)
@@ -315,18 +317,15 @@ func (l *Log) startRaft(g *group) (err error) {
 	_, transport := raft.NewInmemTransport(l.address(g.shard))
 	g.raft, err = raft.NewRaft(rc, g.fsm, g.store, g.store, g.snaps, transport)
 	if err != nil {
-		return damagedOr(l, g.shard, err)
+		if cause := l.failure(); cause != nil {
+			return cause
+		}
+		if g.fsm.restoreErr != nil { // the file is sound; the machine does not accept it
+			return fmt.Errorf("shard %d: restore the snapshot at entry %d: %w", g.shard, g.snapshotIndex.Load(), g.fsm.restoreErr)
+		}
+		return fmt.Errorf("shard %d: %w", g.shard, err)
 	}
 	return nil
-}
-
-// damagedOr: all files were found sound before, so what remains is a machine
-// that does not accept its snapshot.
-func damagedOr(l *Log, shard uint32, err error) error {
-	if cause := l.failure(); cause != nil {
-		return cause
-	}
-	return fmt.Errorf("shard %d: %w", shard, err)
 }
 
 // Group is the log of one shard; it panics if there is no such shard.

@@ -25,9 +25,9 @@ type follower struct {
 	machine Machine
 	entries []Entry // reused
 
-	applied  atomic.Uint64 // index of the last entry given to the machine, or of the restored snapshot
-	captured atomic.Uint64 // index of the last captured snapshot's last entry
-	size     atomic.Int64  // of the last persisted snapshot, in bytes
+	restoreErr error // of the restore at start
+
+	applied atomic.Uint64 // index of the last entry given to the machine, or of the restored snapshot
 }
 
 var (
@@ -87,34 +87,23 @@ func (f *follower) Snapshot() (raft.FSMSnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.captured.Store(f.applied.Load())
 	return &capture{follower: f, snap: snap}, nil
 }
 
 // Restore replaces the machine's state.
 func (f *follower) Restore(r io.ReadCloser) error {
 	defer func() { _ = r.Close() }()
-	counter := &countingReader{r: r}
-	if err := f.machine.Restore(counter); err != nil {
+	if err := f.machine.Restore(r); err != nil {
+		if !f.log.started.Load() {
+			f.restoreErr = err
+		}
 		return err
 	}
 	// The machine may stop before the end; the rest must be sound all the same.
-	if _, err := io.Copy(io.Discard, counter); err != nil {
+	if _, err := io.Copy(io.Discard, r); err != nil {
 		return err
 	}
-	f.size.Store(counter.n)
 	return nil
-}
-
-type countingReader struct {
-	r io.Reader
-	n int64
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
 }
 
 type capture struct {
@@ -140,9 +129,6 @@ func (c *capture) Persist(sink raft.SnapshotSink) error {
 	err := c.snap.Persist(w)
 	if err == nil {
 		err = sink.Close()
-	}
-	if err == nil {
-		c.follower.size.Store(w.n)
 	}
 	if o := c.follower.log.cfg.Observer.Snapshot; o != nil {
 		o(c.follower.shard, time.Since(began), w.n, err)

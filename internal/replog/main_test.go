@@ -31,6 +31,7 @@ type recorder struct {
 	restored int      // how many of data came from a snapshot
 	persist  func()   // called while a snapshot is written; may be nil
 	refuse   func(Entry) error
+	spoilt   error // of Persist and Restore
 }
 
 func newRecorder() *recorder {
@@ -63,18 +64,22 @@ func (r *recorder) Apply(entries []Entry) error {
 
 type recorded struct {
 	data    []string
+	spoilt  error
 	persist func()
 }
 
 func (r *recorder) Snapshot() (Snapshot, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return &recorded{data: r.data[:len(r.data):len(r.data)], persist: r.persist}, nil
+	return &recorded{data: r.data[:len(r.data):len(r.data)], persist: r.persist, spoilt: r.spoilt}, nil
 }
 
 func (s *recorded) Persist(w io.Writer) error {
 	if s.persist != nil {
 		s.persist()
+	}
+	if s.spoilt != nil {
+		return s.spoilt
 	}
 	for _, d := range s.data {
 		b := binary.LittleEndian.AppendUint32(nil, uint32(len(d)))
@@ -90,6 +95,9 @@ func (s *recorded) Release() {}
 func (r *recorder) Restore(in io.Reader) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.spoilt != nil {
+		return r.spoilt
+	}
 	r.data, r.indexes = nil, nil
 	for {
 		var n [4]byte

@@ -59,10 +59,11 @@ type Leadership struct {
 
 // Group is the log of one shard on this node.
 type Group interface {
-	// Propose appends data. It may block while the pipeline is full; callers use
-	// a goroutine of their own and propose in order. done runs exactly once, on
-	// another goroutine, with nil once the entry is applied here, or with an error
-	// that wraps ErrNotAppended, ErrUnknown or ErrClosed.
+	// Propose appends data, which must not change afterwards. It may block while
+	// the pipeline is full; callers use a goroutine of their own and propose in
+	// order. done runs exactly once, on another goroutine, with nil once the entry
+	// is applied here, or with an error that wraps ErrNotAppended, ErrUnknown or
+	// ErrClosed. It must be quick and not propose: it holds up the next done.
 	Propose(data []byte, done func(error))
 	// Leadership delivers changes, latest value only.
 	Leadership() <-chan Leadership

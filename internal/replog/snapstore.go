@@ -97,8 +97,15 @@ func (s *snapStore) Create(version raft.SnapshotVersion, index, term uint64, con
 	return k, nil
 }
 
-// List returns the snapshots, newest first.
+// List returns the newest snapshot only: at start the Raft library would fall
+// back to an older one, below which the log is gone.
 func (s *snapStore) List() ([]*raft.SnapshotMeta, error) {
+	metas, err := s.all()
+	return metas[:min(1, len(metas))], err
+}
+
+// all returns the snapshots, newest first.
+func (s *snapStore) all() ([]*raft.SnapshotMeta, error) {
 	names, err := s.disk.List(s.dir)
 	if err != nil {
 		return nil, err
@@ -181,7 +188,7 @@ func (s *snapStore) newest() (uint64, error) {
 
 // prune removes all but the newest.
 func (s *snapStore) prune() error {
-	metas, err := s.List()
+	metas, err := s.all()
 	if err != nil {
 		return err
 	}

@@ -294,9 +294,12 @@ func TestSnapshotFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	metas, err := s.List()
+	metas, err := s.all()
 	if err != nil || len(metas) != 2 || metas[0].Index != 12 || metas[1].Index != 11 || metas[0].Configuration.Servers[0].ID != "a" {
 		t.Fatalf("%d snapshots, %v", len(metas), err)
+	}
+	if newest, err := s.List(); err != nil || len(newest) != 1 || newest[0].Index != 12 {
+		t.Errorf("List gives %d snapshots, %v", len(newest), err)
 	}
 	meta, r, err := s.Open(metas[0].ID)
 	if err != nil {

@@ -133,16 +133,18 @@ func checkWAL(b []byte, num uint32, nonce [nonceBytes]byte) (walEnd, error) {
 	}
 	var e walEnd
 	var record []byte
+	inside := false // a record has begun; its first chunk may be empty
 	for off := 0; ; {
 		off = skipPadding(b, off)
 		c, ok := walChunkAt(b, off, num)
-		if !ok || (len(record) == 0) != (c.position == 0 || c.position == 1) {
-			e.closed = len(record) == 0 && isEndMarker(b, off, num)
+		if !ok || inside != (c.position >= 2) {
+			e.closed = !inside && isEndMarker(b, off, num)
 			break
 		}
 		record = append(record, c.payload...)
 		off = c.end
-		if c.position == 1 || c.position == 2 {
+		inside = c.position == 1 || c.position == 2
+		if inside {
 			continue
 		}
 		h, ok := batchrepr.ReadHeader(record)
