@@ -113,3 +113,16 @@ func TestNoTickForWhatWaitsForAnAppend(t *testing.T) {
 		t.Fatalf("the acknowledgement was not proposed when an append was free: %d in flight", len(d.entries))
 	}
 }
+
+// A registry request that was given up is not answered again when leadership goes.
+func TestGivenUpRequestIsAnsweredOnce(t *testing.T) {
+	d := newDrive(t)
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	d.step(&PutService{Token: 7, Service: &txn.Service{Name: "a"}})
+	d.step(&Cancel{Token: 7, Name: "a"})
+	d.step(&Follow{})
+	if len(d.replies) != 1 || d.replies[0].Token != 7 {
+		t.Fatalf("answers: %+v", d.replies)
+	}
+}

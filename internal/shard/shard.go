@@ -363,7 +363,9 @@ func (s *Shard) follow() {
 	}
 	for _, name := range sortedNames(s.services) {
 		for _, w := range s.services[name] {
-			gone(w.token, "")
+			if w.token != 0 { // else the wait was given up, and answered
+				gone(w.token, "")
+			}
 		}
 	}
 	for _, name := range sortedNames(s.removals) {
