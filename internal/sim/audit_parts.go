@@ -82,7 +82,7 @@ func (a *auditor) committedAt(p *participant, id txnid.ID) {
 	r := a.rec(id)
 	b := r.branch(p.name)
 	b.effects++
-	if b.effects > 1 {
+	if b.effects > 1 && !b.defect {
 		a.w.fail("the effects of %s at %s happen %d times", short(id), p.name, b.effects)
 	}
 	if !b.defect && r.decision != commit && !r.onePhase {
@@ -115,7 +115,7 @@ func (a *auditor) defected(id txnid.ID, service string) bool {
 // wiped: whatever has begun there may now go wrong there.
 func (a *auditor) wiped(p *participant) {
 	for _, r := range a.order {
-		if b := r.branch(p.name); b != nil && !(r.ended && r.forgotten) {
+		if b := r.branch(p.name); b != nil && !r.id.Less(p.forgotten) {
 			b.defect = true
 			a.unhold(p.name, r)
 		}

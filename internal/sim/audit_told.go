@@ -8,7 +8,7 @@ import (
 
 // told judges what a client is told.
 func (a *auditor) told(q *request, rep *shard.Reply) {
-	if (rep.Err == nil) == (rep.View == nil && rep.Service == nil) {
+	if rep.Err == nil && rep.View == nil && rep.Service == nil {
 		a.w.fail("an answer that says nothing")
 	}
 	if rep.View != nil {
@@ -45,10 +45,11 @@ func (a *auditor) toldState(q *request, rep *shard.Reply) {
 	case t.Status.Decided() && known != abort:
 		a.w.fail("told %s of %s before that decision is durable and applied", t.Status, short(r.id))
 	case !t.Status.Decided():
-		if known != undecided {
-			a.w.fail("told %s of %s, which is decided", t.Status, short(r.id))
+		// What is told may be a moment old, but for a question it is not older than that.
+		if q.kind == reqGet && !q.givenUp && q.decided {
+			a.w.fail("told %s of %s, which was decided before the question", t.Status, short(r.id))
 		}
-		if q.kind == reqGet && a.h.log.ordinal <= q.proposals {
+		if q.kind == reqGet && !q.givenUp && a.h.log.ordinal <= q.proposals {
 			a.w.fail("told %s of %s without a record proposed after the question", t.Status, short(r.id))
 		}
 	}
@@ -93,8 +94,8 @@ func (a *auditor) refused(q *request, err *reason.Error) {
 	switch err.Code {
 	case reason.NotFound:
 		w.reached.hit(NotFoundTold)
-		if kept || q.begun && !r.forgotten {
-			w.fail("told that %s is not found, but its record is durable", short(q.id))
+		if q.begun && !r.forgotten {
+			w.fail("told that %s is not found, but its record was durable before the question", short(q.id))
 		}
 		if a.h.log.ordinal <= q.proposals {
 			w.fail("told that %s is not found without a record proposed after the question", short(q.id))
@@ -131,7 +132,7 @@ func (a *auditor) refused(q *request, err *reason.Error) {
 	case reason.ServiceDraining, reason.UnknownService:
 		if q.kind == reqSubmit {
 			w.reached.hit(map[bool]Situation{true: DrainRefusedBegin, false: OutdatedGenerationRefused}[err.Code == reason.ServiceDraining])
-			if kept && r.begun {
+			if q.begun && r.begun && !r.forgotten {
 				w.fail("%s refused with %s, but it has begun", short(q.id), err.Code)
 			}
 		}

@@ -90,7 +90,8 @@ type request struct {
 	name      string
 	wait      shard.WaitMode
 	proposals uint64 // made by the process before it was asked
-	begun     bool   // its BEGIN was durable before it was asked
+	begun     bool   // a record was durable before it was asked
+	decided   bool   // and the decision
 	givenUp   bool
 	onAnswer  func(*shard.Reply)
 }
@@ -258,6 +259,7 @@ func (c *clients) ask(h *home, q *request) *request {
 	q.token, q.home, q.proposals = c.nextToken, h, h.proposals
 	if !q.id.IsZero() {
 		q.begun = h.log.oracle.Get(q.id) != nil
+		q.decided = h.audit.rec(q.id).decision != undecided
 	}
 	c.waiting[q.token] = q
 	if c.w.chance(c.w.opt.CancelPct) && !c.w.calm {

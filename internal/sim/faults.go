@@ -69,6 +69,9 @@ func (w *world) churn(p *participant) {
 func (w *world) heal() {
 	w.trace("heal", "", txnid.ID{}, 0)
 	w.healed, w.calm = true, true
+	if logMs := w.homes[0].log.oracle.NowMs(); w.time().WallMs < logMs {
+		w.wallMs += int64(logMs - w.time().WallMs) // the clock is right again: new ids are new
+	}
 	for _, p := range w.parts {
 		p.up()
 	}
@@ -82,16 +85,16 @@ func (w *world) runLiveness() {
 	for _, p := range w.parts { // services that are still there, or back again
 		if v := h.sh.State().Service(p.name); v == nil || v.Draining {
 			w.clients.put(h, p)
+			w.until("service "+p.name+" is registered again", w.quiet)
 		}
 	}
-	w.until("services are registered again", w.quiet)
 	w.probe()
 	w.until("transactions on keys that were locked commit", w.quiet)
 	w.settled()
 	for _, p := range w.parts {
 		w.clients.remove(h, p.name)
+		w.until("service "+p.name+" is drained and removed", w.quiet)
 	}
-	w.until("services are drained and removed", w.quiet)
 	if n := len(h.sh.State().Services()); n > 0 {
 		w.fail("%d services are left", n)
 	}

@@ -21,6 +21,7 @@ type participant struct {
 	rows      map[txnid.ID]*row // durable
 	forgotten txnid.ID          // durable: greatest forgotten_below seen
 	roRows    bool              // keeps a row of read-only branches
+	votesRO   bool
 
 	life  uint64 // work of an earlier process is lost
 	down  bool
@@ -44,7 +45,7 @@ type row struct {
 }
 
 func newParticipant(w *world, i int) *participant {
-	p := &participant{w: w, name: fmt.Sprintf("s%d", i), rows: map[txnid.ID]*row{}, roRows: w.rng.IntN(2) == 0, iso: i > 0 && w.rng.IntN(6) == 0}
+	p := &participant{w: w, name: fmt.Sprintf("s%d", i), rows: map[txnid.ID]*row{}, roRows: w.rng.IntN(2) == 0, votesRO: w.rng.IntN(2) == 0, iso: i > 0 && w.rng.IntN(6) == 0}
 	p.drawCaps()
 	return p
 }
@@ -54,7 +55,9 @@ func (p *participant) drawCaps() {
 	if p.w.rng.IntN(2) == 0 {
 		p.caps |= txn.OnePhase
 	}
-	if p.w.rng.IntN(2) == 0 {
+	// A vote is fixed for its branch, also after the service is registered otherwise:
+	// a late prepare of a branch that ended read-only must not find another vote.
+	if p.votesRO {
 		p.caps |= txn.ReadOnly
 	}
 }
@@ -134,6 +137,7 @@ func (p *participant) execute(c *shard.Call) (shard.AnswerKind, string) {
 	case shard.PhaseRollback:
 		switch {
 		case r == nil:
+			audit.unhold(p.name, audit.rec(c.ID)) // if it has only read
 			if !c.ID.Less(p.forgotten) && !mutant.On("participant-no-tombstone") {
 				p.rows[c.ID] = &row{outcome: rolledBack, term: c.Term, tombstone: true}
 			}
@@ -207,7 +211,7 @@ func (p *participant) vote(c *shard.Call) shard.AnswerKind {
 	switch {
 	case roll < p.w.opt.NoPct:
 		return shard.VoteNo
-	case roll < p.w.opt.NoPct+p.w.opt.ReadOnlyPct && p.caps&txn.ReadOnly != 0:
+	case roll < p.w.opt.NoPct+p.w.opt.ReadOnlyPct && p.votesRO:
 		p.w.reached.hit(ReadOnlyVote)
 		return shard.VoteReadOnly
 	}

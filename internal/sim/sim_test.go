@@ -12,22 +12,22 @@ import (
 var (
 	seedsFlag = flag.Int("seeds", 400, "how many seeds TestSeeds runs")
 	seedFlag  = flag.Uint64("seed", 1, "the first seed of TestSeeds")
-	traceFlag = flag.Bool("trace", false, "print every line of the run (with -seeds=1)")
+	traceFlag = flag.Bool("lines", false, "print every line of the run (with -seeds=1)")
 )
 
 // TestSeeds runs a batch of seeds. Each must keep every invariant, and together
 // they must meet every situation.
 func TestSeeds(t *testing.T) {
-	b := RunBatch(*seedFlag, *seedsFlag, runtime.GOMAXPROCS(0))
 	if *traceFlag {
 		Run(*seedFlag, true, func(s string) { fmt.Println(s) })
 	}
+	b := RunBatch(*seedFlag, *seedsFlag, runtime.GOMAXPROCS(0))
 	if b.Failed != nil {
 		f := Run(b.Failed.Seed, true, nil).Failure
 		if f == nil {
 			t.Fatalf("%v\nbut the seed does not fail again: the simulator is not deterministic", b.Failed)
 		}
-		t.Fatalf("%s\n%v\nrepeat: go test ./internal/sim -run TestSeeds -seeds=1 -seed=%d -trace", strings.Join(f.Tail, "\n"), f, f.Seed)
+		t.Fatalf("%s\n%v\nrepeat: go test ./internal/sim -run TestSeeds -seeds=1 -seed=%d -lines", strings.Join(f.Tail, "\n"), f, f.Seed)
 	}
 	var out strings.Builder
 	b.Print(&out)
