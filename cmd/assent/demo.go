@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -73,7 +74,7 @@ func (d *demoCmd) run(ctx context.Context, dir string, out io.Writer) error {
 	names := []string{"bank-a", "bank-b"}
 	var books []*ledger.Ledger
 	for _, name := range names {
-		book, err := ledger.Open(dir, name, d.Accounts, demoBalance)
+		book, err := ledger.Open(dir, name, d.Accounts, demoBalance, nil)
 		if err != nil {
 			return err
 		}
@@ -104,7 +105,7 @@ func (d *demoCmd) run(ctx context.Context, dir string, out io.Writer) error {
 		}
 	}
 
-	load := &ledger.Load{Coordinator: child.URL, From: names[0], To: names[1], Accounts: d.Accounts, Clients: d.Clients, Transfers: d.Transfers}
+	load := &ledger.Load{Coordinator: child.URL, Services: [2]string{names[0], names[1]}, Accounts: d.Accounts, Clients: d.Clients, Transfers: d.Transfers}
 	done := make(chan error, 1)
 	go func() { done <- load.Run(ctx, 20*time.Second) }()
 	kills, err := d.breakThings(ctx, child, load, done, say)
@@ -191,7 +192,7 @@ Its operations are {"transfer":"any unique text","account":1,"amount":-30}.`
 func (l *ledgerCmd) Run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	book, err := ledger.Open(l.Dir, l.Name, l.Accounts, l.Balance)
+	book, err := ledger.Open(l.Dir, l.Name, l.Accounts, l.Balance, slog.Default())
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func TestKillAtEveryPoint(t *testing.T) {
 	dir := t.TempDir()
 	var books []*ledger.Ledger
 	for _, name := range []string{"bank-a", "bank-b"} {
-		book, err := ledger.Open(dir, name, accounts, balance)
+		book, err := ledger.Open(dir, name, accounts, balance, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,7 @@ func killAt(ctx context.Context, t *testing.T, proc *serveproc.Process, books []
 	}
 	runCtx, stop := context.WithCancel(ctx)
 	defer stop()
-	load := &ledger.Load{Coordinator: proc.URL, From: "bank-a", To: "bank-b", Accounts: accounts, Clients: 8}
+	load := &ledger.Load{Coordinator: proc.URL, Services: [2]string{"bank-a", "bank-b"}, Accounts: accounts, Clients: 8}
 	done := make(chan error, 1)
 	go func() {
 		for _, book := range books { // registers again and again until it is taken

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -48,8 +49,11 @@ CREATE TABLE IF NOT EXISTS entry   (transfer TEXT PRIMARY KEY, txn TEXT NOT NULL
 `
 
 // Open opens or creates the book dir/name.db with accounts 1 to accounts, each
-// holding balance when it is new.
-func Open(dir, name string, accounts int, balance int64) (*Ledger, error) {
+// holding balance when it is new. A nil logger says nothing.
+func Open(dir, name string, accounts int, balance int64, logger *slog.Logger) (*Ledger, error) {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
 	file := url.URL{Path: filepath.Join(dir, name+".db")} // its characters must not be read as a query or fragment
 	dsn := "file:" + file.EscapedPath() + "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)&_txlock=immediate"
 	db, err := sql.Open("sqlite", dsn)
@@ -62,7 +66,7 @@ func Open(dir, name string, accounts int, balance int64) (*Ledger, error) {
 	if err := l.create(accounts, balance); err != nil {
 		return nil, errors.Join(fmt.Errorf("create ledger %s: %w", name, err), db.Close())
 	}
-	l.part, err = participant.New(context.Background(), participant.Config{Service: name, DB: db, Dialect: participant.SQLite(), Handler: l})
+	l.part, err = participant.New(context.Background(), participant.Config{Service: name, DB: db, Dialect: participant.SQLite(), Handler: l, Logger: logger})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("participant %s: %w", name, err), db.Close())
 	}

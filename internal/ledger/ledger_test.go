@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t *testing.T, dir, name string) *Ledger {
 	t.Helper()
-	l, err := Open(dir, name, 5, 1000)
+	l, err := Open(dir, name, 5, 1000, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,8 +20,8 @@ import (
 // it was told. Every transfer is sent again with its id until its outcome is
 // known: so the coordinator may be killed at any time.
 type Load struct {
-	Coordinator string // base URL
-	From, To    string // services
+	Coordinator string    // base URL
+	Services    [2]string // the two books; money goes both ways
 	Accounts    int
 	Clients     int
 	Transfers   int    // stop after so many; 0: until ctx ends
@@ -74,6 +74,7 @@ func (l *Load) Run(ctx context.Context, finish time.Duration) error {
 
 func (l *Load) transfer(ctx context.Context, client *http.Client) error {
 	id := newID().String()
+	way := mathrand.IntN(2)
 	from, to, amount := 1+mathrand.IntN(l.Accounts), 1+mathrand.IntN(l.Accounts), 1+mathrand.IntN(60)
 	posting := func(service string, account, amount int) map[string]any {
 		return map[string]any{
@@ -82,7 +83,7 @@ func (l *Load) transfer(ctx context.Context, client *http.Client) error {
 			"locks":   []map[string]string{{"key": fmt.Sprintf("accounts/%d", account)}},
 		}
 	}
-	request := map[string]any{"id": id, "timeout": "20s", "operations": []any{posting(l.From, from, -amount), posting(l.To, to, amount)}}
+	request := map[string]any{"id": id, "timeout": "20s", "operations": []any{posting(l.Services[way], from, -amount), posting(l.Services[1-way], to, amount)}}
 	if l.Wait != "" {
 		request["wait"] = l.Wait
 	}
@@ -125,13 +126,13 @@ func (l *Load) submit(ctx context.Context, client *http.Client, body []byte) (st
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
-		return "", nil //nolint:nilerr // no answer: the outcome is unknown, ask again
+		return "", nil // no answer: the outcome is unknown, ask again
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	switch {
 	case err != nil, resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests:
-		return "", nil //nolint:nilerr // as above
+		return "", nil // as above
 	case resp.StatusCode != http.StatusOK:
 		return "", fmt.Errorf("refused with status %d: %s", resp.StatusCode, bytes.TrimSpace(answer))
 	}
