@@ -163,6 +163,9 @@ var (
 	descDoubt   = prometheus.NewDesc("assent_transactions_in_doubt", "Decided transactions that some participant has not acknowledged.", nil, nil)
 	descAge     = prometheus.NewDesc("assent_in_doubt_age_seconds", "Age of the oldest decision that is not acknowledged; 0 if there is none.", nil, nil)
 	descHazards = prometheus.NewDesc("assent_hazards_open", "Transactions with an unresolved heuristic hazard.", nil, nil)
+	descAppends = prometheus.NewDesc("assent_log_appends_total", "Entries appended by this node's proposals.", nil, nil)
+	descBytes   = prometheus.NewDesc("assent_log_appended_bytes_total", "Bytes of those entries.", nil, nil)
+	descFsyncs  = prometheus.NewDesc("assent_log_fsyncs_total", "Synced writes of the log's database, all shards.", nil, nil)
 	descLocks   = prometheus.NewDesc("assent_lock_owners", "Transactions that hold or wait for a lock.", nil, nil)
 	descWaiters = prometheus.NewDesc("assent_lock_waiters", "Transactions that wait for a lock.", nil, nil)
 	descLeading = prometheus.NewDesc("assent_shards_leading", "Shards that this node leads.", nil, nil)
@@ -171,7 +174,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (*stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descOpen, descDone, descDoubt, descAge, descHazards, descLocks, descWaiters, descLeading, descW} {
+	for _, d := range []*prometheus.Desc{descOpen, descDone, descDoubt, descAge, descHazards, descAppends, descBytes, descFsyncs, descLocks, descWaiters, descLeading, descW} {
 		ch <- d
 	}
 }
@@ -211,6 +214,19 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	gauge := func(d *prometheus.Desc, v float64) { ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	counter := func(d *prometheus.Desc, v uint64) { ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v)) }
+	var appends, appended, fsyncs uint64
+	for _, r := range n.runners {
+		if g := r.group.Load(); g != nil {
+			stats := (*g).Stats()
+			appends += stats.Appends
+			appended += stats.AppendedBytes
+			fsyncs = max(fsyncs, stats.Fsyncs) // of the database that all shards share
+		}
+	}
+	counter(descAppends, appends)
+	counter(descBytes, appended)
+	counter(descFsyncs, fsyncs)
 	gauge(descOpen, float64(open))
 	gauge(descDone, float64(done))
 	gauge(descDoubt, float64(doubt))

@@ -124,6 +124,7 @@ func (n *Node) Start(log Log) error {
 	}
 	for i, r := range n.runners {
 		g := log.Group(uint32(i))
+		r.group.Store(&g)
 		n.loops.Go(func() { r.propose(g) })
 		n.loops.Go(func() { r.watch(g) })
 	}

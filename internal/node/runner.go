@@ -39,6 +39,7 @@ type runner struct {
 	wakeAtUs  int64 // loop only: when the shard wants its next Tick
 
 	status atomic.Pointer[ShardHealth]
+	group  atomic.Pointer[replog.Group] // nil before Start
 }
 
 // request is an event with the channel for its reply; events without a reply have none.
