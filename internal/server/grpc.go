@@ -78,7 +78,7 @@ func (s *Server) call(ctx context.Context, w work, req any, next grpc.UnaryHandl
 	}
 	size := proto.Size(message)
 	if limit := s.limits.MaxRequestBytes; size > limit {
-		return nil, limited(reason.New(reason.RequestTooLarge, "send less, or raise --max-request-size", "the message has %d bytes; at most %d are accepted", size, limit), "message", limit)
+		return nil, limited(reason.New(reason.RequestTooLarge, "send less, or raise --max-request-bytes", "the message has %d bytes; at most %d are accepted", size, limit), "message", limit)
 	}
 	leave, err := s.admission.enter(w, int64(size))
 	if err != nil {

@@ -276,7 +276,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error
 	}
 	limit := s.limits.MaxRequestBytes
 	tooLarge := func() error {
-		return limited(reason.New(reason.RequestTooLarge, "send less, or raise --max-request-size", "the body is larger than %d bytes", limit), "body", limit)
+		return limited(reason.New(reason.RequestTooLarge, "send less, or raise --max-request-bytes", "the body is larger than %d bytes", limit), "body", limit)
 	}
 	if r.ContentLength > int64(limit) {
 		w.Header().Set("Connection", "close") // do not read what is refused
