@@ -59,6 +59,7 @@ var Table = map[string]Package{
 	"internal/ledger":    {Ring: Edge, Imports: []string{"internal/txnid", "participant"}},
 	"internal/serveproc": {Ring: Edge, Imports: []string{"internal/txnid"}},
 	"internal/e2e":       {Ring: Edge, Imports: []string{"internal/ledger", "internal/serveproc"}},
+	"internal/bench":     {Ring: Edge, Imports: []string{"internal/replog", "internal/serveproc", "internal/txnid"}},
 
 	"cmd/assent":      {Ring: Edge, Imports: []string{"..."}},
 	"scripts/openapi": {Ring: Quiet},
@@ -76,7 +77,7 @@ var Libraries = map[string][]string{
 	"github.com/prometheus/client_golang": {"internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
-	"math/rand":                           {"internal/sim", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "participant", ".", "cmd/assent"},
+	"math/rand":                           {"internal/sim", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "participant", ".", "cmd/assent"},
 	"testing":                             {"rm/rmtest", "internal/rm/rmtest"},
 }
 

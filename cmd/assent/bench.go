@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/assent-tx/assent/internal/bench"
+)
+
+// benchCmd is `assent bench`.
+type benchCmd struct {
+	Concurrency int           `default:"64" help:"Clients that each wait for their answer."`
+	Branches    int           `default:"2" help:"Participants in a transaction."`
+	Keys        int           `default:"1" help:"Locks that each operation declares; 0: it takes its whole service."`
+	Payload     int           `default:"64" help:"Bytes of each operation's payload."`
+	Rounds      int           `default:"5" help:"Rounds of transactions and floor in turns; medians are reported."`
+	Duration    time.Duration `default:"20s" help:"Time for the transactions of all rounds together; the floor takes about as long again."`
+	Warmup      time.Duration `default:"2s" help:"Time before the first round, not counted."`
+	URL         string        `help:"Aim at a running coordinator instead of starting one. It must reach this machine's loopback addresses."`
+	Dir         string        `type:"path" help:"Where the data goes; the disk that it is on is measured. Default: a temporary directory."`
+	Output      string        `enum:"text,json" default:"text" help:"text or json."`
+}
+
+// Help is shown by --help.
+func (*benchCmd) Help() string {
+	return `Measures committed transactions on one machine: clients here, participants in a
+second process that answer at once, the coordinator in a third, every append synced
+to disk. Every transaction is audited: prepared and committed exactly once at each
+participant, or the command fails.
+
+Rates depend on the machine, so the same run measures a floor, in turns with the
+transactions: the bare HTTP calls that one transaction needs (one from the client,
+two for each participant, with the same bodies, clients and code) and bare appends
+of the same number and size to the same kind of log. ratio_to_floor is transactions
+per second over what the slower of the two would allow.`
+}
+
+// Run runs the benchmark.
+func (c *benchCmd) Run() error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	report, err := bench.Run(ctx, bench.Config{
+		Binary: self, Dir: c.Dir, URL: c.URL, Concurrency: max(c.Concurrency, 1), Branches: max(c.Branches, 1), Keys: max(c.Keys, 0),
+		Payload: max(c.Payload, 0), Rounds: max(c.Rounds, 1), Duration: c.Duration, Warmup: c.Warmup,
+	}, os.Stderr)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		enc := json.NewEncoder(os.Stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(report)
+	}
+	report.Print(os.Stdout)
+	return nil
+}
+
+// benchParticipantsCmd is the hidden child process of bench.
+type benchParticipantsCmd struct{}
+
+// Run serves until its standard input ends.
+func (benchParticipantsCmd) Run() error { return bench.ServeParticipants(os.Stdout, os.Stdin) }

@@ -1,0 +1,240 @@
+// Package bench measures one coordinator: committed transactions over HTTP
+// participants that answer at once, each audited, beside a floor measured in
+// turns with it - the bare HTTP calls and the bare log appends that such
+// transactions cannot do without.
+//
+//	rounds:  transactions | bare calls | bare appends | transactions | bare calls | ...
+//
+// Machines are noisy: what is quoted is the median over the rounds of the ratio
+// within each round, not a rate.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/assent-tx/assent/internal/serveproc"
+)
+
+// Config of a run. Zero fields take the defaults of the command.
+type Config struct {
+	Binary      string // the assent binary, for child processes
+	Dir         string // of the data; empty: a temporary directory
+	URL         string // of a running coordinator; empty: one is started
+	Concurrency int    // clients that wait for their answer
+	Branches    int    // participants in a transaction, one operation each
+	Keys        int    // locks of each operation; 0: its whole service
+	Payload     int    // bytes of each operation's payload
+	Rounds      int
+	Duration    time.Duration // of the transactions in all rounds together
+	Warmup      time.Duration // before the first round, not counted
+}
+
+// Report is what a run found. Rates are per second, times in milliseconds.
+type Report struct {
+	Concurrency, Branches, Keys, Payload, Rounds int
+
+	Transactions int64   `json:"transactions"` // committed and audited
+	Refused      int64   `json:"refused"`      // by an overloaded coordinator; not counted above
+	TxnPerSecond float64 `json:"txn_per_second"`
+	P50          float64 `json:"p50_ms"`
+	P99          float64 `json:"p99_ms"`
+	P999         float64 `json:"p99_9_ms"`
+
+	FloorTxnPerSecond float64 `json:"floor_txn_per_second"`
+	FloorCalls        float64 `json:"floor_calls_per_second"`
+	FloorAppends      float64 `json:"floor_appends_per_second"`
+	RatioToFloor      float64 `json:"ratio_to_floor"`
+	FloorCallP50      float64 `json:"floor_call_p50_ms"`
+	FloorAppendP50    float64 `json:"floor_append_p50_ms"`
+	// P50ToFloor is P50 over three bare calls and two bare appends, one after the other.
+	P50ToFloor float64 `json:"p50_to_floor"`
+
+	CoordinatorCPU  float64 `json:"coordinator_cpu_us_per_txn"`
+	ParticipantsCPU float64 `json:"participants_cpu_us_per_txn"`
+	ClientCPU       float64 `json:"client_cpu_us_per_txn"`
+	CoordinatorRSS  float64 `json:"coordinator_rss_mib"`
+
+	AppendsPerTxn     float64 `json:"appends_per_txn"`
+	CommandsPerAppend float64 `json:"commands_per_append"`
+	BytesPerTxn       float64 `json:"log_bytes_per_txn"`
+	FsyncsPerTxn      float64 `json:"fsyncs_per_txn"`
+
+	Ratios []float64 `json:"ratios"` // of each round
+}
+
+// Run runs the benchmark. It fails if any transaction was not prepared and
+// committed exactly once at each of its participants.
+func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
+	dir := cfg.Dir
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "assent-bench-"); err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+	}
+	parts, err := startParticipants(ctx, cfg.Binary)
+	if err != nil {
+		return nil, err
+	}
+	defer parts.stop()
+	coord := &coordinator{url: cfg.URL}
+	if cfg.URL == "" {
+		proc, err := serveproc.New(cfg.Binary, filepath.Join(dir, "coordinator"))
+		if err != nil {
+			return nil, err
+		}
+		if err := proc.Start(ctx); err != nil {
+			return nil, err
+		}
+		defer proc.Kill()
+		coord.url, coord.pid = proc.URL, proc.Pid()
+	}
+	b := &run{cfg: cfg, coord: coord, parts: parts, client: newClient(cfg.Concurrency)}
+	defer b.client.CloseIdleConnections()
+	if err := b.register(ctx); err != nil {
+		return nil, err
+	}
+	log, err := openFloorLog(filepath.Join(dir, "floor"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.close()
+	return b.rounds(ctx, log, progress)
+}
+
+// round is what one round measured.
+type round struct {
+	txns, calls  sample
+	appendRate   float64
+	appendTook   time.Duration
+	floor, ratio float64
+}
+
+func (b *run) rounds(ctx context.Context, log *floorLog, progress io.Writer) (*Report, error) {
+	cfg := b.cfg
+	if _, err := b.transactions(ctx, cfg.Warmup); err != nil {
+		return nil, fmt.Errorf("warm-up: %w", err)
+	}
+	if err := b.parts.reset(ctx); err != nil {
+		return nil, err
+	}
+	var rounds []round
+	var spent use // by the transactions alone
+	for i := range cfg.Rounds {
+		start, err := b.usage(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var r round
+		if r.txns, err = b.transactions(ctx, cfg.Duration/time.Duration(cfg.Rounds)); err != nil {
+			return nil, err
+		}
+		end, err := b.usage(ctx)
+		if err != nil {
+			return nil, err
+		}
+		spent.add(end.minus(start))
+		if len(r.txns.took) == 0 {
+			return nil, errors.New("no transaction was committed in a whole round")
+		}
+		perTxn := end.minus(start).perTxn(len(r.txns.took))
+		if r.calls, err = b.bareCalls(ctx, cfg.Duration/time.Duration(2*cfg.Rounds)); err != nil {
+			return nil, err
+		}
+		if r.appendRate, r.appendTook, err = log.appends(ctx, int(perTxn.bytes/max(perTxn.appends, 1e-9)), cfg.Duration/time.Duration(4*cfg.Rounds)); err != nil {
+			return nil, err
+		}
+		// Calls need the processors and appends the disk: side by side at best.
+		perCall := float64(1+2*cfg.Branches) / r.calls.rate()
+		perAppend := perTxn.appends / r.appendRate
+		r.floor = 1 / max(perCall, perAppend)
+		r.ratio = r.txns.rate() / r.floor
+		rounds = append(rounds, r)
+		fmt.Fprintf(progress, "round %d of %d: %7.0f txn/s, floor %7.0f, ratio %.2f\n", i+1, cfg.Rounds, r.txns.rate(), r.floor, r.ratio)
+	}
+	total := 0
+	for _, r := range rounds {
+		total += len(r.txns.took)
+	}
+	if err := b.audit(ctx, total); err != nil {
+		return nil, err
+	}
+	return b.report(rounds, spent, total), nil
+}
+
+func (b *run) report(rounds []round, spent use, total int) *Report {
+	cfg := b.cfg
+	r := &Report{Concurrency: cfg.Concurrency, Branches: cfg.Branches, Keys: cfg.Keys, Payload: cfg.Payload, Rounds: cfg.Rounds, Transactions: int64(total)}
+	var all, calls []time.Duration
+	var rates, floors, callRates, appendRates, appendTimes []float64
+	for _, x := range rounds {
+		all = append(all, x.txns.took...)
+		calls = append(calls, x.calls.took...)
+		r.Refused += x.txns.refused
+		rates = append(rates, x.txns.rate())
+		floors = append(floors, x.floor)
+		callRates = append(callRates, x.calls.rate())
+		appendRates = append(appendRates, x.appendRate)
+		appendTimes = append(appendTimes, ms(x.appendTook))
+		r.Ratios = append(r.Ratios, math.Round(x.ratio*1000)/1000)
+	}
+	r.TxnPerSecond, r.FloorTxnPerSecond, r.RatioToFloor = median(rates), median(floors), median(r.Ratios)
+	r.FloorCalls, r.FloorAppends, r.FloorAppendP50 = median(callRates), median(appendRates), median(appendTimes)
+	slices.Sort(all)
+	slices.Sort(calls)
+	r.P50, r.P99, r.P999 = ms(quantile(all, 0.5)), ms(quantile(all, 0.99)), ms(quantile(all, 0.999))
+	r.FloorCallP50 = ms(quantile(calls, 0.5))
+	r.P50ToFloor = r.P50 / (3*r.FloorCallP50 + 2*r.FloorAppendP50)
+	per := spent.perTxn(total)
+	r.CoordinatorCPU, r.ParticipantsCPU, r.ClientCPU, r.CoordinatorRSS = per.coordinatorUs, per.participantsUs, per.clientUs, per.rssMiB
+	r.AppendsPerTxn, r.BytesPerTxn, r.FsyncsPerTxn = per.appends, per.bytes, per.fsyncs
+	r.CommandsPerAppend = per.commands / max(per.appends, 1e-9)
+	return r
+}
+
+func median(v []float64) float64 {
+	s := slices.Clone(v)
+	slices.Sort(s)
+	if n := len(s); n%2 == 1 {
+		return s[n/2]
+	} else if n > 0 {
+		return (s[n/2-1] + s[n/2]) / 2
+	}
+	return 0
+}
+
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// Print writes the report for people.
+func (r *Report) Print(w io.Writer) {
+	fmt.Fprintf(w, `
+%d clients, %d participants, %d keys each, payloads of %d bytes; medians of %d rounds
+transactions        %9.0f /s     %d committed, each prepared and committed exactly once; %d refused
+latency             %9.2f ms p50   %.2f ms p99   %.2f ms p99.9
+floor               %9.0f txn/s  (%d bare calls at %.0f/s beside %.2f bare appends at %.0f/s)
+ratio_to_floor      %9.2f        rounds: %v
+p50 to its floor    %9.2f        of 3 bare calls (%.3f ms) and 2 bare appends (%.3f ms)
+CPU per transaction %9.0f us     coordinator; %.0f us participants, %.0f us clients
+log per transaction %9.2f appends of %.1f commands, %.0f bytes, %.2f fsyncs
+coordinator memory  %9.0f MiB
+`, r.Concurrency, r.Branches, r.Keys, r.Payload, r.Rounds, r.TxnPerSecond, r.Transactions, r.Refused, r.P50, r.P99, r.P999,
+		r.FloorTxnPerSecond, 1+2*r.Branches, r.FloorCalls, r.AppendsPerTxn, r.FloorAppends, r.RatioToFloor, r.Ratios,
+		r.P50ToFloor, r.FloorCallP50, r.FloorAppendP50, r.CoordinatorCPU, r.ParticipantsCPU, r.ClientCPU,
+		r.AppendsPerTxn, r.CommandsPerAppend, r.BytesPerTxn, r.FsyncsPerTxn, r.CoordinatorRSS)
+}
