@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
@@ -138,6 +139,9 @@ func (r *reader) table() *Table {
 			if r.err != nil {
 				return t
 			}
+			if s.mode == S && mutant.On("lock-restore-drops-shared") {
+				continue
+			}
 			d.held = append(d.held, s)
 			q.holders = append(q.holders, place{d, len(d.held) - 1})
 		}
@@ -190,6 +194,10 @@ func (r *reader) table() *Table {
 		for _, p := range q.waiters {
 			s := &p.draft.claim.slots[p.draft.claim.next]
 			s.node = n
+			if mutant.On("lock-restore-loses-order") {
+				n.enqueue(nil, s)
+				continue
+			}
 			n.enqueue(n.queue.tail, s)
 		}
 	}

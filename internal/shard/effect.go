@@ -184,6 +184,9 @@ func (s *Shard) callDone(ev *CallDone) {
 		return // late: the branch has moved on
 	}
 	b.calling = false
+	if ev.Answer == Indefinite && r.t.OnePhase && mutant.On("one-phase-guesses-no") {
+		ev = &CallDone{ID: ev.ID, Branch: ev.Branch, Phase: ev.Phase, Answer: VoteNo}
+	}
 	if ev.Answer == Indefinite {
 		s.retryLater(r, int(ev.Branch), ev.Reason)
 		return
@@ -205,7 +208,7 @@ func (s *Shard) voted(r *run, i int, ev *CallDone) {
 	case VoteYes, VoteReadOnly:
 		b.vote, b.results = ev.Answer, ev.Results
 		r.votes++
-		if r.votes == len(r.branches) {
+		if r.votes == len(r.branches) || mutant.On("commit-on-first-yes") {
 			s.proposeCommit(r)
 		}
 	case VoteNo:
@@ -293,6 +296,9 @@ func (s *Shard) retryLater(r *run, i int, why string) {
 	}
 	b.failures++
 	b.lastError = why
+	if b.failures > 3 && b.phase != PhasePrepare && mutant.On("phase-two-gives-up") {
+		return
+	}
 	pause = pause/2 + int64(spread(r.t.ID, uint32(i), b.attempt)%uint64(pause/2+1))
 	b.retryAtUs = s.now.MonoUs + pause
 	s.startTimer(timer{atUs: b.retryAtUs, id: r.t.ID, branch: i})

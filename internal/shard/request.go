@@ -113,6 +113,8 @@ func (s *Shard) rollback(ev *Rollback) {
 		s.refuse(ev.Token, refusal(reason.IDExpired, ""))
 	case ev.ID.UnixMs() > s.now.WallMs+s.cfg.MaxIDAheadMs:
 		s.refuse(ev.Token, s.fromFuture(ev.ID))
+	case mutant.On("rollback-without-record"):
+		s.answer(ev.Token, &View{Txn: txn.Txn{ID: ev.ID, NeverBegun: true, Status: txn.Aborted, Abort: &txn.Abort{Reason: reason.ClientRollback}}})
 	default:
 		// A BEGIN may be on its way: the record that is applied first wins.
 		s.proposed[ev.ID] = struct{}{}
@@ -130,6 +132,10 @@ func (s *Shard) get(ev *Get) {
 		return
 	}
 	// "Not found" and "not decided" are told only through the log.
+	if mutant.On("not-found-from-memory") && s.st.Get(ev.ID) == nil {
+		s.refuse(ev.Token, refusal(reason.NotFound, ""))
+		return
+	}
 	s.barriers = append(s.barriers, barrier{token: ev.Token, id: ev.ID, seq: s.proposedSeq + 1})
 	s.wantEntry = true
 	s.waiting++

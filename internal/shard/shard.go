@@ -388,7 +388,9 @@ func (s *Shard) resume() {
 			s.startDeadline(r)
 			s.prepareAll(r)
 		case txn.Committing, txn.Aborting:
-			s.finishAll(r)
+			if !mutant.On("failover-forgets-decided") {
+				s.finishAll(r)
+			}
 		}
 	}
 	for _, v := range s.st.Services() {

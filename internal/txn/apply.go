@@ -157,11 +157,11 @@ func (s *State) intern(name string) string {
 }
 
 func (s *State) applyBegin(c *Begin) {
-	if t := s.txns[c.ID]; t != nil {
+	if t := s.txns[c.ID]; t != nil && !(t.NeverBegun && mutant.On("begin-beats-abort-record")) {
 		s.emit(Effect{Kind: EffectBeginRepeated, ID: c.ID, Txn: t})
 		return
 	}
-	if c.ID.UnixMs() <= s.w {
+	if c.ID.UnixMs() <= s.w && !mutant.On("expired-id-begins") {
 		s.emit(Effect{Kind: EffectBeginRefused, ID: c.ID, Reason: reason.IDExpired})
 		return
 	}
@@ -203,7 +203,7 @@ func (s *State) admits(b *BeginBranch) reason.Code {
 		return ""
 	case b.Generation < v.generation:
 		return reason.UnknownService // computed from an outdated copy of the registry
-	case b.Generation == v.generation && v.drained:
+	case b.Generation == v.generation && v.drained && !mutant.On("drain-admits"):
 		return reason.ServiceDraining
 	}
 	return ""
@@ -250,6 +250,9 @@ func (s *State) applyCommit(r *reader) {
 	}
 	for _, i := range c.ReadOnly {
 		t.Branches[i].Fate = FateReadOnly
+		if mutant.On("read-only-told-to-commit") {
+			t.Branches[i].Fate = FateFinishing
+		}
 	}
 	s.decided(t)
 }
@@ -343,7 +346,7 @@ func (s *State) applyAck(c Ack) {
 		s.emit(Effect{Kind: EffectHazard, ID: t.ID, Txn: t, Branch: c.Branch})
 	}
 	for i := range t.Branches {
-		if t.Branches[i].Fate == FateFinishing {
+		if t.Branches[i].Fate == FateFinishing && !mutant.On("end-at-first-ack") {
 			s.release(t, b.Service)
 			return
 		}
@@ -357,8 +360,8 @@ func (s *State) release(t *Txn, service string) {
 }
 
 func (s *State) wake(woken []txnid.ID) {
-	s.woken = woken
-	for _, id := range woken {
+	s.woken = mutant.MapOrder("map-order-in-apply", woken)
+	for _, id := range s.woken {
 		s.grant(s.txns[id])
 	}
 }
@@ -386,7 +389,7 @@ func (s *State) end(t *Txn) {
 // retain keeps an ended transaction: open hazards until an operator resolves
 // them, the others until the retention limits.
 func (s *State) retain(t *Txn) {
-	if !t.Hazard() {
+	if !t.Hazard() || mutant.On("hazard-forgotten") {
 		s.done.push(t)
 		return
 	}

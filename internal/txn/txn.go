@@ -26,6 +26,7 @@ package txn
 
 import (
 	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txnid"
 )
@@ -253,7 +254,7 @@ func (s *State) OldestDoneMs() uint64 {
 func (s *State) Watermark() uint64 { return s.w }
 
 // Expired reports whether the id has no record and can never get one.
-func (s *State) Expired(id txnid.ID) bool { return id.UnixMs() <= s.w && s.txns[id] == nil }
+func (s *State) Expired(id txnid.ID) bool { return id.UnixMs() <= s.w && s.txns[id] == nil && !mutant.On("expired-id-begins") }
 
 // Forgotten is F: every id of this shard below it has ended and can never begin
 // again, so participants may delete what they keep for it. Zero: nothing yet.
@@ -262,6 +263,9 @@ func (s *State) Forgotten() txnid.ID {
 		return txnid.ID{}
 	}
 	f := txnid.Floor(s.w + 1)
+	if mutant.On("forgotten-below-now") {
+		return txnid.Floor(s.nowMs)
+	}
 	for len(s.liveHeap) > 0 {
 		low := s.liveHeap[0]
 		if t := s.txns[low]; t == nil || t.Status.Ended() {
