@@ -92,7 +92,6 @@ func TestReadWaitsForAnEntryOfThisLeader(t *testing.T) {
 	}
 }
 
-
 // While every append is in flight an overdue acknowledgement asks for no Tick: the
 // driver would spin until the disk answers.
 func TestNoTickForWhatWaitsForAnAppend(t *testing.T) {

@@ -46,7 +46,10 @@ type record struct {
 	toldCommitted   bool
 	commitProposed  bool
 	timeoutProposed bool
+	needs           []need
+	beganMs         uint64
 	waitKey         string // of its lock request
+	waitMode        byte
 	waitIndex       uint64
 	wasActive       bool
 }
@@ -229,7 +232,7 @@ func (a *auditor) begun(c *command, index, w0 uint64) {
 	}
 	r.begun, r.beginIndex, r.digest, r.onePhase = true, index, c.digest, c.onePhase
 	r.work = a.w.clients.byDigest[c.digest]
-	r.wasActive = true
+	r.wasActive, r.needs, r.beganMs = true, c.needs, t.BeganMs
 	for _, b := range c.branches {
 		if gen, ok := a.drained[b.service]; ok && b.generation <= gen {
 			a.w.fail("%s begins at service %s, generation %d, which drains", short(c.id), b.service, b.generation)
@@ -416,7 +419,7 @@ func (a *auditor) settleLive(index uint64) {
 		keep = append(keep, r)
 		if t.Status == txn.Active {
 			if need, _, ok := st.Waiting(r.id, 0); ok && need.Key != r.waitKey {
-				r.waitKey, r.waitIndex = need.Key, index
+				r.waitKey, r.waitMode, r.waitIndex = need.Key, byte(need.Mode), index
 			}
 			continue
 		}
@@ -424,10 +427,43 @@ func (a *auditor) settleLive(index uint64) {
 			r.wasActive = false
 			if r.beginIndex != index {
 				a.handedOff(r)
+			} else {
+				a.fair(r, index)
 			}
 		}
 	}
 	a.live = keep
+}
+
+// fair: who has just begun and holds all its locks has passed no incompatible
+// waiter but younger ones.
+func (a *auditor) fair(r *record, index uint64) {
+	for _, o := range a.live {
+		if !o.wasActive || o.waitKey == "" || o.waitIndex >= index || r.elder(o) {
+			continue
+		}
+		if _, _, still := a.h.log.oracle.Waiting(o.id, 0); !still {
+			continue
+		}
+		for _, n := range r.needs {
+			if n.key == o.waitKey && !compatible[n.mode][o.waitMode] {
+				a.w.fail("%s is granted %s past %s, which is elder and waits for it", short(r.id), n.key, short(o.id))
+			}
+		}
+	}
+}
+
+func (r *record) elder(o *record) bool {
+	return r.beganMs < o.beganMs || r.beganMs == o.beganMs && r.id.Less(o.id)
+}
+
+// compatible is the matrix of lock modes: IS, IX, S, SIX, X.
+var compatible = [5][5]bool{
+	{true, true, true, true, false},
+	{true, true, false, false, false},
+	{true, false, true, false, false},
+	{true, false, false, false, false},
+	{false, false, false, false, false},
 }
 
 func (a *auditor) handedOff(r *record) {

@@ -17,6 +17,7 @@ type command struct {
 	digest   [32]byte
 	onePhase bool
 	branches []cmdBranch
+	needs    []need
 	enlisted uint64
 	yes, ro  []uint64
 	reason   string
@@ -24,6 +25,12 @@ type command struct {
 	branch   uint64
 	fate     byte
 	count    uint64
+}
+
+// need is one node of the folded lock set that BEGIN carries.
+type need struct {
+	key  string
+	mode byte
 }
 
 type cmdBranch struct {
@@ -120,8 +127,7 @@ func (c *cursor) command() (v command) {
 			v.branches = append(v.branches, b)
 		}
 		for n := c.uint(); n > 0; n-- {
-			c.text()
-			c.byte()
+			v.needs = append(v.needs, need{c.text(), c.byte()})
 		}
 	case cmdCommit:
 		v.id, v.enlisted, v.yes, v.ro = c.id(), c.uint(), c.list(), c.list()

@@ -100,12 +100,31 @@ func (w *world) runLiveness() {
 	}
 	// Ids may be 60 s ahead and are kept 10 s behind log time at least.
 	w.runUntil(w.nowUs + 90_000_000)
-	w.settled()
 	if n := h.sh.State().Done(); n > w.opt.Retained {
 		w.fail("%d ended transactions are kept, at most %d allowed", n, w.opt.Retained)
 	}
+	w.runUntil(w.nowUs + int64(w.opt.RetentionMs)*1000)
+	if n := h.sh.State().Done(); n > 0 {
+		w.fail("%d ended transactions are kept beyond their retention", n)
+	}
+	w.tooLate()
+	w.settled()
 	h.replay()
 	h.audit.finalBooks()
+}
+
+// tooLate submits what has been forgotten: nothing may come of it.
+func (w *world) tooLate() {
+	h := w.homes[0]
+	for _, p := range w.parts {
+		w.clients.put(h, p)
+		w.until("service "+p.name+" is registered again", w.quiet)
+	}
+	h.publish()
+	for _, k := range w.clients.works[:min(20, len(w.clients.works))] {
+		w.clients.submit(h, k, k.bodies[0])
+		w.until("a late repeat is answered", w.quiet)
+	}
 }
 
 // quiet reports whether nothing is under way any more.

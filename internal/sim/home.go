@@ -40,6 +40,8 @@ func newHome(w *world, idx, shards uint32) *home {
 	cfg.ForgetBatch = 1 + w.rng.IntN(8)
 	cfg.MaxEntryBytes = w.opt.EntryBytes
 	cfg.MaxResultBytes = []int{20, 1 << 20}[w.rng.IntN(2)]
+	cfg.MaxAppendsInFlight = 1 + w.rng.IntN(4)
+	cfg.MaxPendingBytes = []int{300, 64 << 20, 64 << 20}[w.rng.IntN(3)]
 	cfg.RecoveryWakeups = w.rng.IntN(3)
 	h := &home{w: w, cfg: cfg, registry: map[string]*txn.Service{}}
 	h.log.oracle = txn.New(idx, shards)
@@ -211,6 +213,11 @@ func (h *home) flip() {
 	h.w.trace("flip", "", txnid.ID{}, h.term)
 	h.audit.leaderLost()
 	h.log.abandon(h)
+	if h.w.chance(h.w.opt.OutagePct) {
+		for _, p := range h.w.parts {
+			p.hang(h.w.around(int64(h.w.opt.TimeoutMs) * 2000))
+		}
+	}
 	life := h.life
 	again := func() {
 		if h.life == life && !h.leads {

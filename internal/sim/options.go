@@ -22,6 +22,7 @@ type Options struct {
 	PartCrashEveryUs, PartHangEveryUs, PartDownUs int64
 	RubbishPct, SlowPct                           int
 	WipeEveryUs, UnilateralEveryUs                int64
+	OutagePct                                     int // a lost leadership takes participants with it
 
 	NoPct, ReadOnlyPct                                      int
 	ChurnEveryUs, ClockJumpEveryUs                          int64
@@ -64,6 +65,7 @@ func Swarm(r *rand.Rand) Options {
 		BatchUs:          []int64{0, 0, 500, 20 * ms}[r.IntN(4)],
 		PartCrashEveryUs: every(40, s/2, 10*s), PartHangEveryUs: every(30, s, 10*s), PartDownUs: []int64{100 * ms, 2 * s, 30 * s}[r.IntN(3)],
 		RubbishPct: pct(30, 20), SlowPct: pct(30, 30),
+		OutagePct:   pct(40, 60),
 		WipeEveryUs: every(15, s, 10*s), UnilateralEveryUs: every(15, s, 10*s),
 		NoPct: pct(60, 25), ReadOnlyPct: pct(60, 40),
 		ChurnEveryUs: every(40, s/2, 10*s), ClockJumpEveryUs: every(20, s, 20*s),

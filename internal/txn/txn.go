@@ -254,7 +254,9 @@ func (s *State) OldestDoneMs() uint64 {
 func (s *State) Watermark() uint64 { return s.w }
 
 // Expired reports whether the id has no record and can never get one.
-func (s *State) Expired(id txnid.ID) bool { return id.UnixMs() <= s.w && s.txns[id] == nil && !mutant.On("expired-id-begins") }
+func (s *State) Expired(id txnid.ID) bool {
+	return id.UnixMs() <= s.w && s.txns[id] == nil && !mutant.On("expired-id-begins")
+}
 
 // Forgotten is F: every id of this shard below it has ended and can never begin
 // again, so participants may delete what they keep for it. Zero: nothing yet.
