@@ -77,6 +77,25 @@ var Groups = kong.Groups{
 	"output":       "Output",
 }
 
+// Environment names the variables of the flags of the command `serve`, and of no
+// other: --max-keys is ASSENT_MAX_KEYS.
+func Environment() kong.Option {
+	return kong.PostBuild(func(k *kong.Kong) error {
+		for _, command := range k.Model.Children {
+			if command.Name != "serve" {
+				continue
+			}
+			for _, flag := range command.Flags {
+				name := "ASSENT_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+				flag.Envs = []string{name}
+				flag.Tag.Envs = flag.Envs
+			}
+			return nil
+		}
+		return errors.New("there is no command serve")
+	})
+}
+
 // Help is shown by --help.
 func (*Serve) Help() string {
 	return `Runs a coordinator. It is ready when GET /readyz answers 200. Started again with the

@@ -18,7 +18,7 @@ type app struct {
 func parse(t *testing.T, args ...string) (*Serve, error) {
 	t.Helper()
 	var a app
-	k, err := kong.New(&a, kong.DefaultEnvars("ASSENT"), Groups, kong.Exit(func(int) { t.Fatal("exit") }))
+	k, err := kong.New(&a, Environment(), Groups, kong.Exit(func(int) { t.Fatal("exit") }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestEmptyFiles(t *testing.T) {
 }
 
 func TestEveryFieldHasItsVariableAndHelp(t *testing.T) {
-	k, err := kong.New(&app{}, kong.DefaultEnvars("ASSENT"))
+	k, err := kong.New(&app{}, Environment())
 	if err != nil {
 		t.Fatal(err)
 	}
