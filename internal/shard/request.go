@@ -58,7 +58,7 @@ func (s *Shard) submit(ev *Submit) {
 		return
 	}
 	w := waiter{token: ev.Token, kind: waitSubmit, mode: ev.Wait, digest: ev.Digest}
-	if t := s.st.Get(ev.ID); t != nil {
+	if t := s.st.Get(ev.ID); t != nil && !(t.NeverBegun && mutant.On("begin-beats-abort-record")) {
 		w.repeated = true
 		s.attach(t, w)
 		return
