@@ -5,8 +5,11 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,7 +19,18 @@ import (
 	"github.com/assent-tx/assent/internal/serveproc"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+var buildDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if buildDir, err = os.MkdirTemp("", "assent-e2e-"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(buildDir)
+		os.Exit(code)
+	}))
+}
 
 var rounds = flag.Int("kill.rounds", 1, "how often TestKillAtEveryPoint goes through all points; each round arms later hits")
 
@@ -40,13 +54,21 @@ func points() []string {
 	return list
 }
 
-// build compiles the binary under test with the failpoints in it.
-func build(t *testing.T) string {
-	t.Helper()
-	binary := filepath.Join(t.TempDir(), "assent")
+// built is the binary under test, with the failpoints in it.
+var built = sync.OnceValues(func() (string, error) {
+	binary := filepath.Join(buildDir, "assent")
 	out, err := exec.Command("go", "build", "-tags", "failpoints", "-o", binary, "github.com/assent-tx/assent/cmd/assent").CombinedOutput()
 	if err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return binary, nil
+})
+
+func build(t *testing.T) string {
+	t.Helper()
+	binary, err := built()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return binary
 }
@@ -56,22 +78,7 @@ func build(t *testing.T) string {
 func TestKillAtEveryPoint(t *testing.T) {
 	binary := build(t)
 	dir := t.TempDir()
-	var books []*ledger.Ledger
-	for _, name := range []string{"bank-a", "bank-b"} {
-		book, err := ledger.Open(dir, name, accounts, balance, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := book.Close(); err != nil {
-				t.Error(err)
-			}
-		})
-		if err := book.Serve("127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-		books = append(books, book)
-	}
+	books := openBooks(t, dir)
 	proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"), "--transactions-retained", "20")
 	if err != nil {
 		t.Fatal(err)
@@ -84,11 +91,9 @@ func TestKillAtEveryPoint(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				hit := 1
-				if point[:5] != "befor" || round > 0 {
+				rare := strings.HasSuffix(point, "LEAD") || strings.HasSuffix(point, "SERVICE") || strings.HasSuffix(point, "FORGET")
+				if !rare { // those are reached once or so in a process's life
 					hit = 1 + (i+round*7)%5
-				}
-				if kind := point[len(point)-4:]; kind == "LEAD" || kind == "VICE" || kind == "RGET" {
-					hit = 1 // reached once or so in a process's life
 				}
 				killAt(ctx, t, proc, books, fmt.Sprintf("%s@%d", point, hit), told)
 			})
@@ -128,32 +133,14 @@ func killAt(ctx context.Context, t *testing.T, proc *serveproc.Process, books []
 	if err := proc.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	enough := load.Committed.Load() + load.Aborted.Load() + 20
-	for load.Committed.Load()+load.Aborted.Load() < enough {
-		select {
-		case err := <-done:
-			t.Fatalf("the load ended after the restart: %v", err)
-		case <-ctx.Done():
-			t.Fatal("nothing is decided after the restart")
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
+	reach(ctx, t, load, load.Committed.Load()+load.Aborted.Load()+20, done)
 	stop()
 	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	if err := proc.Settled(ctx); err != nil {
 		t.Fatal(err)
 	}
 	for id, state := range load.Told() {
 		told[id] = state
 	}
-	found, err := ledger.Audit(ctx, books, accounts, balance, told)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range found {
-		t.Error(f)
-	}
+	settleAndAudit(ctx, t, proc, books, told)
 	proc.Kill()
 }

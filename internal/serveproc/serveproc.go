@@ -59,6 +59,12 @@ func (p *Process) Pid() int { return p.cmd.Process.Pid }
 // Exited is closed when the process started last is gone.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
+// ExitCode of the process that is gone; -1 if a signal ended it.
+func (p *Process) ExitCode() int {
+	<-p.exited
+	return p.cmd.ProcessState.ExitCode()
+}
+
 // Start starts the process, with further environment, and returns once it is ready.
 func (p *Process) Start(ctx context.Context, env ...string) error {
 	if err := p.Launch(env...); err != nil {
