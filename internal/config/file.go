@@ -126,7 +126,7 @@ func (f *file) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, err
 	}
 	for _, name := range flag.Envs {
 		if _, set := os.LookupEnv(name); set {
-			return nil, nil //nolint:nilnil
+			return nil, nil //nolint:nilnil // as above
 		}
 	}
 	scratch := reflect.New(flag.Target.Type()).Elem()

@@ -41,7 +41,9 @@ func dial(t *testing.T, s *Server) *grpc.ClientConn {
 	t.Cleanup(func() {
 		_ = c.Close()
 		s.grpc.Stop()
-		<-served
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
 	})
 	return c
 }
