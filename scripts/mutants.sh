@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Plants every known bug, one at a time, and asks the layer that should find it to
+# fail. Test binaries are built once, with the build tag "mutants"; without a bug
+# they must pass. Exits 1 if a bug survives, if a bug in the source stands not in
+# the table, or if the table names one that the source does not have.
+#
+#   scripts/mutants.sh [MUTANT...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# bug | package | tests | arguments
+#
+# The simulator runs at most 399 seeds: a batch of 400 would also fail for a
+# situation that is never met, which is no proof that the bug was seen.
+sim='internal/sim|^TestSeeds$|-seeds=399'
+table="
+abort-told-before-applied    |$sim
+begin-beats-abort-record     |$sim
+commit-on-first-yes          |$sim
+commit-sent-before-applied   |$sim
+drain-admits                 |$sim
+end-at-first-ack             |$sim
+expired-id-begins            |$sim
+failover-forgets-decided     |$sim
+forget-without-watermark     |$sim
+forgotten-below-now          |$sim
+hazard-forgotten             |$sim
+ignore-digest                |$sim
+leading-before-lead-applied  |$sim
+lock-compat-s-x              |$sim
+lock-compat-s-x              |internal/lock|^TestModes$|
+lock-holder-only-wait        |$sim
+lock-holder-only-wait        |internal/lock|^TestScenarios$|
+lock-no-overtake-bound       |internal/lock|^TestScenarios$|
+lock-restore-drops-shared    |$sim
+lock-restore-drops-shared    |internal/lock|^TestRestoredTableGoesOnAlike$|
+lock-restore-loses-order     |$sim
+lock-restore-loses-order     |internal/lock|^TestRestoredTableGoesOnAlike$|
+map-order-in-apply           |$sim
+not-found-from-memory        |$sim
+one-phase-aborted-by-timeout |$sim
+one-phase-guesses-no         |$sim
+participant-keyed-by-attempt |$sim
+participant-no-tombstone     |$sim
+phase-two-gives-up           |$sim
+read-only-told-to-commit     |$sim
+release-at-decision          |$sim
+rollback-without-record      |$sim
+second-decision-wins         |$sim
+skip-term-check              |$sim
+unknown-is-success           |$sim
+log-ack-after-failure        |internal/replog|^TestWriteErrorsAreFatal$|
+log-no-floor-check           |internal/replog|^TestDamageAfterCleanClose$|
+log-no-promise-check         |internal/replog|^TestEveryFlippedByteOfAKilledLogIsFound$|
+log-retry-failed-write       |internal/replog|^TestWriteErrorsAreFatal$|
+log-skip-failed-apply        |internal/replog|^TestApplyErrorHalts$|
+log-skip-fsync               |internal/replog|^TestPowerLossUnderLoad$|
+"
+rows() { sed '/^$/d; s/ *|/|/g' <<<"$table"; }
+
+# ---- the table and the source name the same bugs
+planted=$(grep -rhoE 'mutant\.(On|MapOrder)\("[a-z0-9-]+"' --include='*.go' . | sed 's/.*("//; s/"//' | sort -u)
+listed=$(rows | cut -d'|' -f1 | sort -u)
+if [ "$planted" != "$listed" ]; then
+	echo "the table of scripts/mutants.sh and the source differ (< source, > table):" >&2
+	diff <(echo "$planted") <(echo "$listed") >&2 || true
+	exit 1
+fi
+
+wanted() { # is the bug asked for?
+	[ ${#only[@]} -eq 0 ] && return 0
+	local m
+	for m in "${only[@]}"; do [ "$m" = "$1" ] && return 0; done
+	return 1
+}
+only=("$@")
+for m in ${only[@]+"${only[@]}"}; do
+	grep -qx -- "$m" <<<"$listed" || { echo "no planted bug is called $m" >&2; exit 1; }
+done
+
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+binary() { echo "$dir/${1//\//-}.test"; }
+
+run() { # bug package tests arguments: output to $dir/out
+	(cd "$2" && ASSENT_MUTANT="$1" timeout 300 "$(binary "$2")" -test.run "$3" -test.timeout 280s -test.failfast $4) >"$dir/out" 2>&1
+}
+
+# ---- without a bug everything passes
+bad=0
+while IFS='|' read -r package tests args; do
+	[ -e "$(binary "$package")" ] || go test -c -tags mutants -o "$(binary "$package")" "./$package"
+	if ! run "" "$package" "$tests" "$args"; then
+		echo "fails without any bug: $package $tests $args" >&2
+		tail -n 30 "$dir/out" >&2
+		exit 1
+	fi
+done < <(rows | while IFS='|' read -r m rest; do wanted "$m" && echo "$rest" || true; done | sort -u)
+
+# ---- with each bug something fails
+printf '%-30s %-16s %s\n' BUG LAYER 'FOUND BY'
+while IFS='|' read -r m package tests args; do
+	wanted "$m" || continue
+	verdict=SURVIVES
+	if ! run "$m" "$package" "$tests" "$args"; then
+		if seed=$(grep -m1 -oE 'seed [0-9]+, step [0-9]+' "$dir/out"); then
+			verdict=$seed
+		elif failed=$(grep -m1 -oE '^ *--- FAIL: [^ ]+' "$dir/out"); then
+			verdict=${failed##* }
+		elif grep -qE '^panic:|^fatal error:' "$dir/out"; then
+			verdict='panic'
+		fi
+	fi
+	[ "$verdict" = SURVIVES ] && bad=1
+	printf '%-30s %-16s %s\n' "$m" "$package" "$verdict"
+done < <(rows)
+exit $bad
