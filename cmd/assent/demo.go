@@ -203,7 +203,7 @@ func (l *ledgerCmd) Run() error {
 	if err := book.Register(ctx, l.Coordinator); err != nil {
 		return fmt.Errorf("register %s at %s: %w", l.Name, l.Coordinator, err)
 	}
-	fmt.Printf("ledger %s serves at %s and is registered at %s\n", l.Name, book.URL(), l.Coordinator)
+	fmt.Fprintf(os.Stdout, "ledger %s serves at %s and is registered at %s\n", l.Name, book.URL(), l.Coordinator)
 	<-ctx.Done()
 	return nil
 }

@@ -25,9 +25,9 @@ func TestAuditBites(t *testing.T) {
 	const id = "01a20917-6642-7b1d-9424-f813609991d"
 	for _, key := range []string{
 		id + "a/1/prepare", id + "a/1/commit", // once
-		id + "a/2/prepare",                                                 // never committed
-		id + "b/1/prepare", id + "b/1/prepare", id + "b/1/commit",          // prepared twice
-		id + "b/2/prepare", id + "b/2/commit", id + "b/2/rollback",         // both
+		id + "a/2/prepare",                                        // never committed
+		id + "b/1/prepare", id + "b/1/prepare", id + "b/1/commit", // prepared twice
+		id + "b/2/prepare", id + "b/2/commit", id + "b/2/rollback", // both
 		id + "c/1/prepare", id + "c/1/commit", id + "c/2/commit", "c/2/no", // committed unprepared; rubbish
 	} {
 		if code := ask(key); code != http.StatusOK && key != "c/2/no" {

@@ -225,7 +225,8 @@ func TestBodiesThatAreNotJSON(t *testing.T) {
 	}{
 		{"Content-Type", "application/json", 200},
 		{"Content-Type", "application/json; charset=utf-8", 200},
-		{"Content-Type", "application/x-www-form-urlencoded", 415},
+		{"Content-Type", "application/x-www-form-urlencoded", 200}, // what curl -d sends
+		{"Content-Type", "multipart/form-data; boundary=x", 415},
 		{"Content-Type", "text/plain", 415},
 		{"Content-Type", ";", 415},
 		{"Content-Encoding", "identity", 200},

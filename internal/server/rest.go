@@ -266,7 +266,9 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error
 		return nil, nil
 	}
 	if ct := r.Header.Get("Content-Type"); ct != "" {
-		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" {
+		// A form is what curl -d says of any body. What is not JSON is refused by the
+		// decoder, and a form of another site by the cross-origin check.
+		if media, _, err := mime.ParseMediaType(ct); err != nil || media != "application/json" && media != "application/x-www-form-urlencoded" {
 			return nil, reason.New(reason.UnsupportedContent, "send the header Content-Type: application/json (curl: --json, or -H)",
 				"the body's Content-Type is %.80q", ct)
 		}
