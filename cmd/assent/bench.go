@@ -17,6 +17,8 @@ type benchCmd struct {
 	Branches    int           `default:"2" help:"Participants in a transaction."`
 	Keys        int           `default:"1" help:"Locks that each operation declares; 0: it takes its whole service."`
 	Payload     int           `default:"64" help:"Bytes of each operation's payload."`
+	Services    int           `help:"Services to register besides, which take part in nothing."`
+	Open        int           `help:"Transactions to keep open besides, waiting for a lock."`
 	Rounds      int           `default:"5" help:"Rounds of transactions and floor in turns; medians are reported."`
 	Duration    time.Duration `default:"20s" help:"Time for the transactions of all rounds together; the floor takes about as long again."`
 	Warmup      time.Duration `default:"2s" help:"Time before the first round, not counted."`
@@ -49,7 +51,7 @@ func (c *benchCmd) Run() error {
 	}
 	report, err := bench.Run(ctx, bench.Config{
 		Binary: self, Dir: c.Dir, URL: c.URL, Concurrency: max(c.Concurrency, 1), Branches: max(c.Branches, 1), Keys: max(c.Keys, 0),
-		Payload: max(c.Payload, 0), Rounds: max(c.Rounds, 1), Duration: c.Duration, Warmup: c.Warmup,
+		Payload: max(c.Payload, 0), Services: max(c.Services, 0), Open: max(c.Open, 0), Rounds: max(c.Rounds, 1), Duration: c.Duration, Warmup: c.Warmup,
 	}, os.Stderr)
 	if err != nil {
 		return err

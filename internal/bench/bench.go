@@ -32,6 +32,8 @@ type Config struct {
 	Branches    int    // participants in a transaction, one operation each
 	Keys        int    // locks of each operation; 0: its whole service
 	Payload     int    // bytes of each operation's payload
+	Services    int    // registered besides, taking part in nothing
+	Open        int    // transactions that wait for a lock all the time, besides
 	Rounds      int
 	Duration    time.Duration // of the transactions in all rounds together
 	Warmup      time.Duration // before the first round, not counted
@@ -39,7 +41,13 @@ type Config struct {
 
 // Report is what a run found. Rates are per second, times in milliseconds.
 type Report struct {
-	Concurrency, Branches, Keys, Payload, Rounds int
+	Concurrency int `json:"concurrency"`
+	Branches    int `json:"branches"`
+	Keys        int `json:"keys"`
+	Payload     int `json:"payload_bytes"`
+	Services    int `json:"idle_services"`
+	Open        int `json:"open_transactions"`
+	Rounds      int `json:"rounds"`
 
 	Transactions int64   `json:"transactions"` // committed and audited
 	Refused      int64   `json:"refused"`      // by an overloaded coordinator; not counted above
@@ -73,6 +81,9 @@ type Report struct {
 // Run runs the benchmark. It fails if any transaction was not prepared and
 // committed exactly once at each of its participants.
 func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
+	if cfg.Open > 0 && cfg.URL != "" {
+		return nil, errors.New("transactions that stay open are for a coordinator of the benchmark's own")
+	}
 	dir := cfg.Dir
 	if dir == "" {
 		var err error
@@ -101,6 +112,9 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 	b := &run{cfg: cfg, coord: coord, parts: parts, client: newClient(cfg.Concurrency)}
 	defer b.client.CloseIdleConnections()
 	if err := b.register(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.background(ctx); err != nil {
 		return nil, err
 	}
 	log, err := openFloorLog(filepath.Join(dir, "floor"))
@@ -173,7 +187,7 @@ func (b *run) rounds(ctx context.Context, log *floorLog, progress io.Writer) (*R
 
 func (b *run) report(rounds []round, spent use, total int) *Report {
 	cfg := b.cfg
-	r := &Report{Concurrency: cfg.Concurrency, Branches: cfg.Branches, Keys: cfg.Keys, Payload: cfg.Payload, Rounds: cfg.Rounds, Transactions: int64(total)}
+	r := &Report{Concurrency: cfg.Concurrency, Branches: cfg.Branches, Keys: cfg.Keys, Payload: cfg.Payload, Services: cfg.Services, Open: cfg.Open, Rounds: cfg.Rounds, Transactions: int64(total)}
 	var all, calls []time.Duration
 	var rates, floors, callRates, appendRates, appendTimes []float64
 	for _, x := range rounds {
@@ -225,6 +239,7 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 func (r *Report) Print(w io.Writer) {
 	fmt.Fprintf(w, `
 %d clients, %d participants, %d keys each, payloads of %d bytes; medians of %d rounds
+besides             %9d idle services, %d open transactions
 transactions        %9.0f /s     %d committed, each prepared and committed exactly once; %d refused
 latency             %9.2f ms p50   %.2f ms p99   %.2f ms p99.9
 floor               %9.0f txn/s  (%d bare calls at %.0f/s beside %.2f bare appends at %.0f/s)
@@ -233,7 +248,7 @@ p50 to its floor    %9.2f        of 3 bare calls (%.3f ms) and 2 bare appends (%
 CPU per transaction %9.0f us     coordinator; %.0f us participants, %.0f us clients
 log per transaction %9.2f appends of %.1f commands, %.0f bytes, %.2f fsyncs
 coordinator memory  %9.0f MiB
-`, r.Concurrency, r.Branches, r.Keys, r.Payload, r.Rounds, r.TxnPerSecond, r.Transactions, r.Refused, r.P50, r.P99, r.P999,
+`, r.Concurrency, r.Branches, r.Keys, r.Payload, r.Rounds, r.Services, r.Open, r.TxnPerSecond, r.Transactions, r.Refused, r.P50, r.P99, r.P999,
 		r.FloorTxnPerSecond, 1+2*r.Branches, r.FloorCalls, r.AppendsPerTxn, r.FloorAppends, r.RatioToFloor, r.Ratios,
 		r.P50ToFloor, r.FloorCallP50, r.FloorAppendP50, r.CoordinatorCPU, r.ParticipantsCPU, r.ClientCPU,
 		r.AppendsPerTxn, r.CommandsPerAppend, r.BytesPerTxn, r.FsyncsPerTxn, r.CoordinatorRSS)

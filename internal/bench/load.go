@@ -44,28 +44,72 @@ func service(i int) string { return "bench-" + strconv.Itoa(i) }
 // register registers the participants, each a service of its own.
 func (b *run) register(ctx context.Context) error {
 	for i := range b.cfg.Branches {
-		url := b.parts.url + "/assent"
-		body, err := json.Marshal(map[string]any{
-			"http":   map[string]string{"prepare": url, "commit": url, "rollback": url},
-			"limits": map[string]int{"max_in_flight": 1024},
-		})
-		if err != nil {
+		if err := b.registerOne(ctx, service(i), "/assent", 1024); err != nil {
 			return err
-		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodPut, b.coord.url+"/v1/services/"+service(i), bytes.NewReader(body))
-		if err != nil {
-			return err
-		}
-		req.Header.Set("Content-Type", "application/json")
-		status, answer, err := b.do(req, nil)
-		if err != nil {
-			return fmt.Errorf("register at %s: %w", b.coord.url, err)
-		}
-		if status != http.StatusOK && status != http.StatusCreated {
-			return fmt.Errorf("register at %s: status %d: %s", b.coord.url, status, answer)
 		}
 	}
 	return nil
+}
+
+func (b *run) registerOne(ctx context.Context, name, path string, inFlight int) error {
+	url := b.parts.url + path
+	body, err := json.Marshal(map[string]any{
+		"http":   map[string]string{"prepare": url, "commit": url, "rollback": url},
+		"limits": map[string]any{"max_in_flight": inFlight, "prepare_timeout": "5m"},
+	})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, b.coord.url+"/v1/services/"+name, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	status, answer, err := b.do(req, nil)
+	if err != nil {
+		return fmt.Errorf("register at %s: %w", b.coord.url, err)
+	}
+	if status != http.StatusOK && status != http.StatusCreated {
+		return fmt.Errorf("register at %s: status %d: %s", b.coord.url, status, answer)
+	}
+	return nil
+}
+
+// background registers services that take part in nothing, and opens transactions
+// that wait for a lock which is never released: what costs by being there.
+func (b *run) background(ctx context.Context) error {
+	var next atomic.Int64
+	_, err := b.inParallel(ctx, time.Hour, func(buf *bytes.Buffer) error {
+		n := int(next.Add(1))
+		if n > b.cfg.Services {
+			return errDone
+		}
+		return b.registerOne(ctx, "idle-"+strconv.Itoa(n), "/assent", 16)
+	})
+	if err != nil || b.cfg.Open == 0 {
+		return err
+	}
+	if err := b.registerOne(ctx, "held", "/hold", 16); err != nil {
+		return err
+	}
+	next.Store(0)
+	_, err = b.inParallel(ctx, time.Hour, func(buf *bytes.Buffer) error {
+		if next.Add(1) > int64(b.cfg.Open) {
+			return errDone
+		}
+		const body = `{"wait":"none","timeout":"10m","operations":[{"service":"held","payload":1,"locks":[{"key":"k"}]}]}`
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.coord.url+"/v1/transactions", strings.NewReader(body))
+		if err != nil {
+			return err
+		}
+		req.Header["Content-Type"] = jsonType
+		status, answer, err := b.do(req, buf)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("open a transaction: status %d: %s", status, answer)
+		}
+		return err
+	})
+	return err
 }
 
 // do sends a request and reads the whole answer into buf.
@@ -94,7 +138,10 @@ type sample struct {
 
 func (s sample) rate() float64 { return float64(len(s.took)) / s.elapsed.Seconds() }
 
-var errRefused = errors.New("refused: overloaded")
+var (
+	errRefused = errors.New("refused: overloaded")
+	errDone    = errors.New("this client has nothing more to do")
+)
 
 // inParallel runs work from every client for a time. A client that is refused
 // pauses before it tries again, as a real one would.
@@ -112,6 +159,8 @@ func (b *run) inParallel(ctx context.Context, duration time.Duration, work func(
 				switch err := work(&buf); {
 				case err == nil:
 					samples[i] = append(samples[i], time.Since(began))
+				case errors.Is(err, errDone):
+					return
 				case errors.Is(err, errRefused):
 					refused.Add(1)
 					time.Sleep(50*time.Millisecond + mathrand.N(50*time.Millisecond))

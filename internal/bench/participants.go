@@ -21,8 +21,9 @@ import (
 // Participants serves services that vote yes and acknowledge at once, and counts
 // what each branch was asked. It runs in a process of its own.
 //
-//	POST /assent   a participant call      POST /bare  the same body, answered without counting
-//	GET  /audit    Audit as JSON           POST /reset forgets all counts
+//	POST /assent  a participant call       POST /bare  the same body, answered without counting
+//	POST /hold    never answered           GET /audit  Audit as JSON
+//	POST /reset   forgets all counts
 type Participants struct {
 	stripes [64]stripe
 }
@@ -84,6 +85,8 @@ func (p *Participants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header()["Content-Type"] = jsonType
 		_, _ = w.Write(answer)
+	case "/hold":
+		<-r.Context().Done() // until the caller gives up
 	case "/audit":
 		_ = json.NewEncoder(w).Encode(p.audit())
 	case "/reset":
