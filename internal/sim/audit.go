@@ -113,8 +113,9 @@ func (r *record) branch(service string) *branchBook {
 
 // ---- the log
 
-// proposed looks at an entry on its way into the log and tells whether it is a LEAD.
-func (a *auditor) proposed(entry []byte) (lead bool) {
+// proposed looks at an entry on its way into the log and tells whether it is a LEAD
+// and whether a transaction is decided or ends by it.
+func (a *auditor) proposed(entry []byte) (lead, decides bool) {
 	_, cmds := decode(entry)
 	if len(cmds) > 1 {
 		a.w.reached.hit(CommandsBatched)
@@ -124,9 +125,13 @@ func (a *auditor) proposed(entry []byte) (lead bool) {
 		switch c.kind {
 		case cmdLead:
 			lead = true
+		case cmdAck:
+			decides = true
 		case cmdCommit:
+			decides = true
 			a.rec(c.id).commitProposed = true
 		case cmdAbort:
+			decides = true
 			if c.reason == string(reason.Timeout) || c.reason == string(reason.LockTimeout) {
 				a.rec(c.id).timeoutProposed = true
 			}
@@ -135,7 +140,7 @@ func (a *auditor) proposed(entry []byte) (lead bool) {
 	if !lead && !a.h.sh.Leading() {
 		a.w.fail("a follower proposes")
 	}
-	return lead
+	return lead, decides
 }
 
 // durable judges an entry as it becomes durable, on the oracle's state before and
@@ -190,7 +195,12 @@ func (a *auditor) durable(index uint64, e *logged, apply func()) {
 				a.drained[c.name] = v.Generation
 			}
 		case cmdRemoveService:
-			if st.Service(c.name) == nil {
+			if st.Service(c.name) == nil && !a.removed[c.name] {
+				for _, r := range a.live {
+					if r.branch(c.name) != nil && !r.over() {
+						a.w.fail("service %s is removed while %s is open there", c.name, short(r.id))
+					}
+				}
 				a.removed[c.name] = true
 				a.w.reached.hit(ServiceRemoved)
 			}
@@ -251,11 +261,14 @@ func (a *auditor) commits(c *command, index uint64) {
 		a.w.fail("COMMIT of %s counts %d branches, %d yes and %d read-only of %d", short(r.id), c.enlisted, len(c.yes), len(c.ro), len(r.branches))
 	}
 	r.decision, r.decisionIndex = commit, index
+	a.w.aim(a.h)
 	if r.timeoutProposed {
 		a.w.reached.hit(CommitBeatAbort)
 	}
 	if r.onePhase {
 		a.w.reached.hit(OnePhaseCommitted)
+	} else {
+		a.w.reached.hit(TwoPhaseCommitted)
 	}
 	for _, i := range c.yes {
 		b := &r.branches[i]
@@ -288,6 +301,10 @@ func (a *auditor) aborts(c *command, index uint64, preparing bool) {
 	switch {
 	case c.refused:
 		a.w.reached.hit(OnePhaseRefused)
+	case c.reason == string(reason.VotedNo):
+		a.w.reached.hit(VotedNo)
+	case c.reason == string(reason.Timeout):
+		a.w.reached.hit(PrepareTimedOut)
 	case c.reason == string(reason.LockTimeout):
 		a.w.reached.hit(LockTimedOut)
 	case c.reason == string(reason.ClientRollback) && r.begun:

@@ -82,6 +82,7 @@ func (a *auditor) committedAt(p *participant, id txnid.ID) {
 	r := a.rec(id)
 	b := r.branch(p.name)
 	b.effects++
+	a.w.aim(a.h)
 	if b.effects > 1 && !b.defect {
 		a.w.fail("the effects of %s at %s happen %d times", short(id), p.name, b.effects)
 	}

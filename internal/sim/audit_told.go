@@ -53,6 +53,13 @@ func (a *auditor) toldState(q *request, rep *shard.Reply) {
 			a.w.fail("told %s of %s without a record proposed after the question", t.Status, short(r.id))
 		}
 	}
+	for i := range rep.View.Branches {
+		for _, v := range rep.View.Branches[i].Results {
+			if string(v) != resultOf(t.Branches[i].Service) {
+				a.w.fail("%s is told the result %s for its branch at %s", short(r.id), v, t.Branches[i].Service)
+			}
+		}
+	}
 	if q.kind == reqSubmit {
 		a.submitTold(q, rep, r)
 	}

@@ -36,6 +36,11 @@ const (
 	ServiceRegisteredAgain
 	ReadOnlyVote
 	ReadOnlyPreparedTwice
+	TwoPhaseCommitted
+	VotedNo
+	PrepareTimedOut
+	PartRestartInDoubt
+	DeadPartLeftAlone
 	OnePhaseCommitted
 	OnePhaseRefused
 	OnePhaseAnswerLost
@@ -92,6 +97,11 @@ var situationNames = [situations]string{
 	ServiceRegisteredAgain:    "removed service registered again",
 	ReadOnlyVote:              "read-only vote",
 	ReadOnlyPreparedTwice:     "read-only branch prepared twice",
+	TwoPhaseCommitted:         "two-phase commit",
+	VotedNo:                   "abort on a no",
+	PrepareTimedOut:           "abort on the prepare timeout",
+	PartRestartInDoubt:        "participant restarted in doubt",
+	DeadPartLeftAlone:         "one participant dead, all that do not touch it ended",
 	OnePhaseCommitted:         "one-phase commit",
 	OnePhaseRefused:           "one-phase refusal",
 	OnePhaseAnswerLost:        "one-phase answer lost",

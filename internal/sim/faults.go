@@ -15,7 +15,8 @@ func (w *world) startFaults() {
 	w.every(o.UnilateralEveryUs, func() { w.anyPart().unilateral() })
 	w.every(o.ChurnEveryUs, func() { w.churn(w.anyPart()) })
 	w.every(o.ClockJumpEveryUs, func() {
-		jump := w.upTo(20_000) - 10_000
+		size := []int64{10_000, 10_000, 3_600_000}[w.rng.IntN(3)]
+		jump := w.upTo(2*size) - size
 		if jump < 0 {
 			w.reached.hit(ClockWentBack)
 		}
@@ -44,6 +45,28 @@ func (w *world) every(meanUs int64, do func()) {
 		do()
 		w.every(meanUs, do)
 	})
+}
+
+// aim lets a fault strike at a moment that chance would seldom hit.
+func (w *world) aim(h *home) {
+	if w.healed || !w.chance(w.opt.AimPct) {
+		return
+	}
+	strike := []func(){h.crash, h.flip, h.failProposals, func() { w.anyPart().crash(w.around(w.opt.PartDownUs)) }}[w.rng.IntN(4)]
+	w.at(w.upTo(min(2*w.opt.DelayUs, w.opt.CommitDelayUs)), func() {
+		if !w.healed {
+			strike()
+		}
+	})
+}
+
+// outage: what takes the leader takes the participants' network with it.
+func (w *world) outage() {
+	if w.chance(w.opt.OutagePct) {
+		for _, p := range w.parts {
+			p.hang(700_000 + w.around(int64(w.opt.TimeoutMs)*2000))
+		}
+	}
 }
 
 func (w *world) anyPart() *participant { return w.parts[w.rng.IntN(len(w.parts))] }
@@ -75,6 +98,30 @@ func (w *world) heal() {
 	for _, p := range w.parts {
 		p.up()
 	}
+	if len(w.parts) > 1 && w.rng.IntN(2) == 0 {
+		w.leaveAlone(w.anyPart())
+	}
+}
+
+// leaveAlone keeps one participant dead: only what touches it may wait for it.
+func (w *world) leaveAlone(dead *participant) {
+	h := w.homes[0]
+	dead.crash(10 * livenessUs)
+	w.until("every transaction ends that does not touch the dead participant", func() bool {
+		if h.sh == nil || !h.sh.Leading() {
+			return false
+		}
+		for _, r := range h.audit.live {
+			if r.branch(dead.name) == nil {
+				return false
+			}
+		}
+		return true
+	})
+	if len(h.audit.live) > 0 {
+		w.reached.hit(DeadPartLeftAlone)
+	}
+	dead.up()
 }
 
 // runLiveness waits until the healed world is quiet, and asks that it is right.

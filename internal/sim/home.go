@@ -213,11 +213,7 @@ func (h *home) flip() {
 	h.w.trace("flip", "", txnid.ID{}, h.term)
 	h.audit.leaderLost()
 	h.log.abandon(h)
-	if h.w.chance(h.w.opt.OutagePct) {
-		for _, p := range h.w.parts {
-			p.hang(h.w.around(int64(h.w.opt.TimeoutMs) * 2000))
-		}
-	}
+	h.w.outage()
 	life := h.life
 	again := func() {
 		if h.life == life && !h.leads {
@@ -240,6 +236,7 @@ func (h *home) failProposals() {
 	}
 	h.w.trace("appends fail", "", txnid.ID{}, uint64(len(h.log.inFlight)))
 	h.log.loseSome(h)
+	h.w.outage()
 	life, term := h.life, h.term
 	h.w.at(h.w.upTo(20_000), func() {
 		if h.life != life || h.term != term || !h.leads {
@@ -267,6 +264,7 @@ func (h *home) crash() {
 	h.w.reached.hit(Crash)
 	h.audit.leaderLost()
 	h.log.crash(h)
+	h.w.outage()
 	h.sh, h.leads = nil, false
 	h.life++
 	h.w.clients.lost(h)
@@ -318,7 +316,9 @@ func (o *outgoing) done(answer shard.AnswerKind, why string) {
 	h.audit.answered(c, answer)
 	done := &shard.CallDone{ID: c.ID, Branch: c.Branch, Phase: c.Phase, Attempt: c.Attempt, Term: c.Term, Answer: answer, Reason: why}
 	if answer == shard.VoteYes || answer == shard.VoteReadOnly {
-		done.Results = [][]byte{[]byte(`"` + c.Service + `"`)}
+		done.Results = [][]byte{[]byte(resultOf(c.Service))}
 	}
 	h.step(done)
 }
+
+func resultOf(service string) string { return `"` + service + `"` }

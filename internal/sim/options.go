@@ -23,6 +23,8 @@ type Options struct {
 	RubbishPct, SlowPct                           int
 	WipeEveryUs, UnilateralEveryUs                int64
 	OutagePct                                     int // a lost leadership takes participants with it
+	AimPct                                        int // a fault strikes just when a decision or its end is under way
+	RegistryLagPct                                int // of applied entries after which the driver's registry is not renewed
 
 	NoPct, ReadOnlyPct                                      int
 	ChurnEveryUs, ClockJumpEveryUs                          int64
@@ -65,8 +67,8 @@ func Swarm(r *rand.Rand) Options {
 		BatchUs:          []int64{0, 0, 500, 20 * ms}[r.IntN(4)],
 		PartCrashEveryUs: every(40, s/2, 10*s), PartHangEveryUs: every(30, s, 10*s), PartDownUs: []int64{100 * ms, 2 * s, 30 * s}[r.IntN(3)],
 		RubbishPct: pct(30, 20), SlowPct: pct(30, 30),
-		OutagePct:   pct(40, 60),
-		WipeEveryUs: every(15, s, 10*s), UnilateralEveryUs: every(15, s, 10*s),
+		OutagePct: pct(40, 80), AimPct: pct(50, 10), RegistryLagPct: pct(50, 95),
+		WipeEveryUs: every(15, s/4, 8*s), UnilateralEveryUs: every(20, 20*ms, s),
 		NoPct: pct(60, 25), ReadOnlyPct: pct(60, 40),
 		ChurnEveryUs: every(40, s/2, 10*s), ClockJumpEveryUs: every(20, s, 20*s),
 		CancelPct: pct(50, 40), RollbackPct: pct(60, 25), GetPct: pct(70, 30), RetryPct: pct(70, 30),

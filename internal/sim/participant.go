@@ -244,6 +244,12 @@ func (p *participant) crash(downUs int64) {
 		return
 	}
 	p.w.trace("part down", p.name, txnid.ID{}, 0)
+	for id, r := range p.rows { // order does not matter: any one counts
+		if r.outcome == prepared && p.w.home(id).audit.rec(id).decision != undecided {
+			p.w.reached.hit(PartRestartInDoubt)
+			break
+		}
+	}
 	p.life++
 	p.down, p.hung, p.inbox = true, false, nil
 	life := p.life

@@ -47,7 +47,11 @@ type proposal struct {
 
 func (h *home) propose(data []byte) {
 	h.proposals++
-	p := &proposal{data: data, life: h.life, ordinal: h.proposals, since: h.leadSince, lead: h.audit.proposed(data)}
+	p := &proposal{data: data, life: h.life, ordinal: h.proposals, since: h.leadSince}
+	var decides bool
+	if p.lead, decides = h.audit.proposed(data); decides {
+		h.w.aim(h)
+	}
 	h.w.trace("propose", "", txnid.ID{}, uint64(len(data)))
 	h.log.inFlight = append(h.log.inFlight, p)
 	h.log.lastCommitUs = max(h.log.lastCommitUs, h.w.nowUs+h.w.upTo(h.w.opt.CommitDelayUs))
@@ -115,7 +119,7 @@ func (h *home) apply() {
 	}
 	h.w.trace("apply", "", txnid.ID{}, index)
 	h.audit.applied(e)
-	if h.w.healed || h.w.rng.IntN(100) < 80 {
+	if h.w.healed || !h.w.chance(h.w.opt.RegistryLagPct) {
 		h.publish()
 	}
 	if h.log.applied == uint64(len(h.log.full)) && h.w.rng.IntN(8) == 0 {

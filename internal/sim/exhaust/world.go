@@ -38,6 +38,7 @@ type world struct {
 	requests []request
 	facts    []fact
 	defects  bool // a participant broke the contract
+	fresh    bool // this choice is new here; the way to it has been checked before
 }
 
 // logged is one committed entry and the term it was appended in.
@@ -71,12 +72,17 @@ type call struct {
 
 // request is what a client sent and waits for.
 type request struct {
-	token  shard.Token
-	kind   requestKind
-	txn    int
-	node   int // -1: answered or given up
-	logLen int // when it was sent
+	token     shard.Token
+	kind      requestKind
+	txn       int
+	node      int  // -1: answered, or lost with its node
+	known     bool // when it was sent, the log had a record
+	decided   bool // likewise
+	cancelled bool
 }
+
+// variant of the transaction's body that a submission carries.
+func (q *request) variant() byte { return byte(q.kind) }
 
 type requestKind uint8
 
@@ -195,7 +201,9 @@ func (w *world) apply(i int) {
 	if n.sh.Leading() && !n.led {
 		w.fail("node %d leads although its own LEAD is not applied", i)
 	}
-	w.agree(i)
+	if w.fresh {
+		w.agree(i)
+	}
 	w.collect(i)
 }
 
@@ -225,7 +233,9 @@ func (w *world) handOver(kept int, crash bool) {
 	}
 	w.lead(to) // before it has applied all that is committed
 	w.catchUp(to)
-	w.replayed(to)
+	if w.fresh {
+		w.replayed(to)
+	}
 }
 
 // gone: nobody waits any more for what a dead node asked, and it answers nobody.
@@ -292,17 +302,23 @@ func (w *world) collect(i int) {
 	n.sh.Advance()
 }
 
-// tick lets the next short timer of a node fire. Void timers are passed over.
-func (w *world) tick(i int) {
+// tick lets the next short timer of the leader fire. Void timers are passed over:
+// wakes is how many ticks it took when this choice was new, 0 if it is.
+func (w *world) tick(wakes *int8) {
+	i := w.leader
 	n := w.nodes[i]
-	before, calls := n.sh.String(), len(w.calls)
-	flying := len(n.inFlight)
-	for n.wakeUs > 0 && n.wakeUs <= n.nowUs+shortUs {
+	wake := func() {
 		n.nowUs = max(n.nowUs, n.wakeUs)
 		w.step(i, &shard.Tick{})
-		if len(w.calls) != calls || len(n.inFlight) != flying || n.sh.String() != before {
-			return
-		}
+	}
+	for range *wakes {
+		wake()
+	}
+	if *wakes > 0 {
+		return
+	}
+	for before := n.sh.String(); n.wakeUs > 0 && n.wakeUs <= n.nowUs+shortUs && n.sh.String() == before; *wakes++ {
+		wake()
 	}
 }
 
