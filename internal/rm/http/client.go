@@ -62,13 +62,17 @@ type Client struct {
 	services map[string]*service // those with a call in flight or waiting; others have no state
 	refused  []job               // calls to be told, without having been sent
 	refusing bool                // a goroutine is telling them
-	running  sync.WaitGroup      // that goroutine and every slot in use
+	idle     []chan job          // workers without a call, the latest last; at most maxIdleWorkers
+	running  sync.WaitGroup      // the teller and every worker
 
 	urlMu sync.RWMutex
 	urls  map[string]*url.URL // parsed once; at most maxParsedURLs
 }
 
 const maxParsedURLs = 4096
+
+// maxIdleWorkers are kept for the next calls, with the stacks they have grown.
+const maxIdleWorkers = 64
 
 var _ rm.Caller = (*Client)(nil)
 
@@ -104,9 +108,7 @@ func (cl *Client) Call(c *rm.Call, e rm.Endpoint, done func(rm.Result)) {
 	s.setLimit(e.MaxInFlight)
 	switch {
 	case s.waiting() == 0 && s.mayStart(c.Phase):
-		s.start(c.Phase)
-		cl.running.Add(1)
-		go cl.runSlot(s, j)
+		cl.start(s, j)
 	case c.Phase == rm.Prepare && s.prepares.len() >= cl.cfg.MaxWaitingPrepares:
 		cl.refuse(j, "too many prepare calls of this service are waiting")
 	case c.Phase != rm.Prepare && s.finishes.len() >= cl.cfg.MaxWaitingFinishes:
@@ -125,10 +127,21 @@ func (cl *Client) startWaiting(s *service) {
 		if !ok {
 			return
 		}
-		s.start(j.call.Phase)
-		cl.running.Add(1)
-		go cl.runSlot(s, j)
+		cl.start(s, j)
 	}
+}
+
+// start hands j to a worker. cl.mu is held.
+func (cl *Client) start(s *service, j job) {
+	s.start(j.call.Phase)
+	j.service = s
+	if last := len(cl.idle) - 1; last >= 0 {
+		cl.idle[last] <- j // has room: an idle worker's channel is empty
+		cl.idle = cl.idle[:last]
+		return
+	}
+	cl.running.Add(1)
+	go cl.work(j)
 }
 
 // pop returns the next call of s that may start and is still wanted: a prepare
@@ -144,30 +157,42 @@ func (cl *Client) pop(s *service) (job, bool) {
 	}
 }
 
-// runSlot runs j and then whatever waits, until nothing may start: one goroutine
-// for each slot in use, none for a waiting call.
-func (cl *Client) runSlot(s *service, j job) {
+// work runs j and then whatever waits at its service: one goroutine for each slot
+// in use, none for a waiting call. Without a call it stays a while for the next.
+func (cl *Client) work(j job) {
 	defer cl.running.Done()
+	next := make(chan job, 1)
 	for {
 		j.done(cl.try(j.call, j.end))
 		var ok bool
-		if j, ok = cl.next(s, j); !ok {
+		if j, ok = cl.next(j, next); ok {
+			continue
+		}
+		if j, ok = <-next; !ok {
 			return
 		}
 	}
 }
 
-// next gives finished's slot to a waiting call of s.
-func (cl *Client) next(s *service, finished job) (job, bool) {
+// next gives finished's slot to a waiting call of its service. If there is none,
+// the worker that asks becomes idle, or is told to end by its channel.
+func (cl *Client) next(finished job, worker chan job) (job, bool) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
+	s := finished.service
 	s.finish(finished.call.Phase)
 	if j, ok := cl.pop(s); ok { // nothing waits once the client is closed
 		s.start(j.call.Phase)
+		j.service = s
 		return j, true
 	}
 	if s.idle() && cl.services[finished.call.Service] == s {
 		delete(cl.services, finished.call.Service)
+	}
+	if cl.closed || len(cl.idle) >= maxIdleWorkers {
+		close(worker)
+	} else {
+		cl.idle = append(cl.idle, worker)
 	}
 	return job{}, false
 }
@@ -214,6 +239,10 @@ func (cl *Client) Close() {
 		}
 		delete(cl.services, name)
 	}
+	for _, worker := range cl.idle {
+		close(worker)
+	}
+	cl.idle = nil
 	cl.mu.Unlock()
 	cl.cancel()
 	cl.running.Wait()

@@ -8,11 +8,12 @@ import (
 
 // job is one call on its way.
 type job struct {
-	call   *rm.Call
-	end    rm.Endpoint
-	done   func(rm.Result)
-	queued time.Time // set when it had to wait
-	why    string    // set when it was refused
+	call    *rm.Call
+	end     rm.Endpoint
+	done    func(rm.Result)
+	service *service  // set when it was started
+	queued  time.Time // set when it had to wait
+	why     string    // set when it was refused
 }
 
 // service is the queue and the slots of one service. Client.mu guards it.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -90,7 +91,7 @@ func (cl *Client) ask(c *rm.Call, phase rm.Phase, target string, timeout time.Du
 	body := &callBody{encoded: appendCall(make([]byte, 0, callSize(c, phase)), c, phase)}
 	resp, err := cl.transport.RoundTrip(newRequest(ctx, u, c, phase, body))
 	if err != nil {
-		return rm.Result{Sent: body.started.Load(), Reason: cl.describe(err, timeout)}
+		return rm.Result{Sent: !neverConnected(err), Reason: cl.describe(err, timeout)}
 	}
 	defer resp.Body.Close()
 
@@ -153,7 +154,7 @@ func newRequest(ctx context.Context, u *url.URL, c *rm.Call, phase rm.Phase, bod
 	return req.WithContext(ctx)
 }
 
-// callBody is the encoded call. It knows whether anything of it may have left.
+// callBody is the encoded call.
 //
 // net/http sends a request again by itself when it has an Idempotency-Key, a
 // GetBody, and the reused connection broke before an answer. That is wanted once:
@@ -163,13 +164,15 @@ func newRequest(ctx context.Context, u *url.URL, c *rm.Call, phase rm.Phase, bod
 // as a burst of it: the second replay is refused.
 type callBody struct {
 	encoded  []byte
-	started  atomic.Bool // the transport has begun to read: it may have been sent
 	replayed atomic.Bool
 }
 
 var errReplayed = errors.New("the connection broke twice")
 
-func (b *callBody) open() io.ReadCloser { return &callReader{body: b} }
+// open returns a reader that net/http knows to be in memory: it then writes header
+// and body at once. With any other reader it flushes the header first, which costs
+// a packet, and a system call at each end.
+func (b *callBody) open() io.ReadCloser { return io.NopCloser(bytes.NewReader(b.encoded)) }
 
 func (b *callBody) replay() (io.ReadCloser, error) {
 	if b.replayed.Swap(true) {
@@ -178,22 +181,11 @@ func (b *callBody) replay() (io.ReadCloser, error) {
 	return b.open(), nil
 }
 
-type callReader struct {
-	body *callBody
-	at   int
+// neverConnected reports whether the call certainly never left: no connection.
+func neverConnected(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }
-
-func (r *callReader) Read(p []byte) (int, error) {
-	r.body.started.Store(true)
-	if r.at == len(r.body.encoded) {
-		return 0, io.EOF
-	}
-	n := copy(p, r.body.encoded[r.at:])
-	r.at += n
-	return n, nil
-}
-
-func (r *callReader) Close() error { return nil }
 
 // describe says in a few words why no answer came.
 func (cl *Client) describe(err error, timeout time.Duration) string {
