@@ -191,7 +191,7 @@ func (a *auditor) durable(index uint64, e *logged, apply func()) {
 		case cmdForget:
 			forgot = true
 		case cmdDrainService:
-			if v := st.Service(c.name); v != nil {
+			if v := st.Service(c.name); v != nil && v.Draining {
 				a.drained[c.name] = v.Generation
 			}
 		case cmdRemoveService:

@@ -263,6 +263,7 @@ func (w *world) relead(lost lostKind) {
 	case lostFirst:
 		n.inFlight = n.inFlight[1:]
 	}
+	n.claims = false
 	w.step(w.leader, &shard.Follow{})
 	w.propose(w.leader)
 }
