@@ -135,7 +135,11 @@ type round struct {
 
 func (b *run) rounds(ctx context.Context, log *floorLog, progress io.Writer) (*Report, error) {
 	cfg := b.cfg
-	if _, err := b.transactions(ctx, cfg.Warmup); err != nil {
+	warm, err := b.transactions(ctx, cfg.Warmup)
+	if err == nil {
+		err = b.audit(ctx, len(warm.took)) // their commits must not be counted below
+	}
+	if err != nil {
 		return nil, fmt.Errorf("warm-up: %w", err)
 	}
 	if err := b.parts.reset(ctx); err != nil {
