@@ -153,10 +153,10 @@ func (w *world) called(i int, c *shard.Call) {
 		w.unless(rec.Status.Decided() && f == aborts, "rollback of t%d is sent, but it is %s", t+1, rec.Status)
 	}
 	for _, o := range w.calls {
-		w.unless(o.from != i || o.ID != c.ID || o.Branch != c.Branch || o.Attempt != c.Attempt || o.Term != c.Term,
+		w.unless(o.from != i || o.opened != n.opened || o.ID != c.ID || o.Branch != c.Branch || o.Attempt != c.Attempt,
 			"node %d calls branch %d of t%d twice by attempt %d", i, c.Branch+1, t+1, c.Attempt)
 	}
-	w.calls = append(w.calls, &call{Call: *c, txn: t, from: i, inNetwork: true})
+	w.calls = append(w.calls, &call{Call: *c, txn: t, from: i, opened: n.opened, inNetwork: true})
 }
 
 // replied checks an answer to a client.

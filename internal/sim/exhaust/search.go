@@ -166,7 +166,7 @@ func (w *world) fingerprint() [16]byte {
 	}
 	var calls []string
 	for _, c := range w.calls {
-		calls = append(calls, fmt.Sprintln(c.text(), c.from, c.inNetwork, c.answered, c.answer, c.OnePhase, c.Token))
+		calls = append(calls, fmt.Sprintln(c.text(), c.from, c.opened, c.inNetwork, c.answered, c.answer, c.OnePhase, c.Token))
 	}
 	slices.Sort(calls)
 	for _, c := range calls {

@@ -55,6 +55,7 @@ type node struct {
 	claims   bool     // was told to lead, and not yet to follow
 	led      bool     // has applied the LEAD of this leadership
 	lead     []byte   // that entry
+	opened   int      // how many leaderships it has had
 	inFlight [][]byte // proposed, in order, neither committed nor lost
 	wakeUs   int64
 	startUs  []int64 // by transaction: when its timeout began to run here
@@ -65,6 +66,7 @@ type call struct {
 	shard.Call
 	txn       int
 	from      int // node; -1: nobody waits for the answer
+	opened    int // leadership of that node
 	inNetwork bool
 	answered  bool // the answer is on its way back
 	answer    shard.AnswerKind
@@ -156,6 +158,7 @@ func (w *world) lead(i int) {
 func (w *world) propose(i int) {
 	n := w.nodes[i]
 	n.claims, n.led, n.lead = true, false, nil
+	n.opened++
 	w.step(i, &shard.Lead{Term: w.raftTerm})
 }
 
