@@ -3,6 +3,8 @@ package shard
 import (
 	"fmt"
 	"strings"
+
+	"github.com/assent-tx/assent/internal/txn"
 )
 
 // String prints the replicated state and the leader's memory for people, in a
@@ -50,5 +52,28 @@ func (s *Shard) String() string {
 	for _, id := range sortedIDs(s.pending) {
 		fmt.Fprintf(&b, "pending %s: %d requests\n", id, len(s.pending[id]))
 	}
+	for _, entry := range s.sealed {
+		printCommands(&b, "to propose", entry)
+	}
+	printCommands(&b, "to propose", s.open)
+	if len(s.lazy) > 0 {
+		printCommands(&b, "lazy", append(make([]byte, txn.HeaderBytes), s.lazy...))
+	}
 	return b.String()
+}
+
+// printCommands prints the commands of an entry that has not been proposed.
+func printCommands(b *strings.Builder, what string, entry []byte) {
+	if len(entry) < txn.HeaderBytes {
+		return
+	}
+	entry = append([]byte(nil), entry...)
+	txn.PutHeader(entry, 0, 0)
+	lines, err := txn.Describe(entry)
+	if err != nil {
+		lines = append(lines, err.Error())
+	}
+	for _, line := range lines {
+		fmt.Fprintf(b, "%s: %s\n", what, line)
+	}
 }

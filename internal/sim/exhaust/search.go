@@ -2,7 +2,6 @@ package exhaust
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -117,7 +116,7 @@ func guard(f func()) (err error) {
 		case nil:
 		case violation:
 			err = p
-		default:
+		default: // the core panicked
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
@@ -181,10 +180,4 @@ func (w *world) fingerprint() [16]byte {
 	}
 	sum := sha256.Sum256(b)
 	return [16]byte(sum[:16])
-}
-
-// AsViolation unwraps what Search returns.
-func AsViolation(err error) (v *Violation, ok bool) {
-	ok = errors.As(err, &v)
-	return v, ok
 }
