@@ -10,12 +10,8 @@ import (
 // follower's replicated state is all it needs. The whole entry has been applied
 // by now, so a transaction may already be further than the effect says.
 func (s *Shard) effect(e *txn.Effect) {
-	switch e.Kind {
-	case txn.EffectLed:
-		return // Apply knows whose LEAD it was
-	case txn.EffectStale:
+	if e.Kind == txn.EffectStale {
 		s.notice(Notice{Kind: NoticeStaleEntry})
-		return
 	}
 	if !s.leading {
 		return
@@ -60,7 +56,7 @@ func (s *Shard) effect(e *txn.Effect) {
 		s.draining(e)
 	case txn.EffectServiceRemoved:
 		s.removed(e.Name)
-	case txn.EffectBooted, txn.EffectLed, txn.EffectStale:
+	case txn.EffectBooted, txn.EffectLed, txn.EffectStale: // Apply knows whose LEAD it was
 	}
 }
 

@@ -391,6 +391,7 @@ func (s *Shard) resume() {
 			if !mutant.On("failover-forgets-decided") {
 				s.finishAll(r)
 			}
+		case txn.Committed, txn.Aborted: // not among the live
 		}
 	}
 	for _, v := range s.st.Services() {

@@ -64,15 +64,14 @@ const (
 
 type branchBook struct {
 	cmdBranch
-	vote     shard.AnswerKind // the first definite one, at the participant
-	execs    int
-	effects  int
-	listed   bool // the decision says yes
-	acked    bool // in the log
-	hazard   bool // in the log
-	ackSeen  bool // answered to the leader
-	defect   bool // the participant broke the contract here
-	finished bool // committed or rolled back there
+	vote    shard.AnswerKind // the first definite one, at the participant
+	execs   int
+	effects int
+	listed  bool // the decision says yes
+	acked   bool // in the log
+	hazard  bool // in the log
+	ackSeen bool // answered to the leader
+	defect  bool // the participant broke the contract here
 }
 
 // hold is a branch that works on its keys at a participant.

@@ -9,7 +9,7 @@ import (
 
 // Batch is what many seeds came to.
 type Batch struct {
-	Failed  *Failure // of the lowest seed that failed; nil: all held
+	Failed  *FailureError // of the lowest seed that failed; nil: all held
 	Runs    int
 	Steps   uint64
 	Entries int

@@ -174,6 +174,7 @@ func (h *home) noticed(n *shard.Notice) {
 		w.trace("leads", "", txnid.ID{}, uint64(n.N))
 	case shard.NoticeFollowing:
 		w.trace("follows", "", txnid.ID{}, 0)
+	default: // for meters only
 	}
 }
 

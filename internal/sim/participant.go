@@ -193,6 +193,8 @@ func (p *participant) prepare(c *shard.Call, r *row, audit *auditor) (shard.Answ
 			p.rows[c.ID].outcome = committed
 			audit.committedAt(p, c.ID)
 		}
+	default:
+		p.w.fail("a participant votes %s", vote)
 	}
 	return vote, ""
 }

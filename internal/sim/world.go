@@ -19,8 +19,8 @@ const (
 	quietCheckUs = 250_000
 )
 
-// Failure is a violated invariant.
-type Failure struct {
+// FailureError is a violated invariant.
+type FailureError struct {
 	Seed uint64
 	Step uint64
 	AtUs int64
@@ -28,14 +28,14 @@ type Failure struct {
 	Tail []string // the last lines of the trace; empty unless traced
 }
 
-func (f *Failure) Error() string {
+func (f *FailureError) Error() string {
 	return fmt.Sprintf("seed %d, step %d, t=%.6fs: %s", f.Seed, f.Step, float64(f.AtUs)/1e6, f.What)
 }
 
 // Result is what a run came to.
 type Result struct {
-	Failure *Failure // nil: every invariant held
-	Trace   uint64   // hash of the run
+	Failure *FailureError // nil: every invariant held
+	Trace   uint64        // hash of the run
 	Steps   uint64
 	Entries int
 	AtUs    int64
@@ -92,7 +92,7 @@ func Run(seed uint64, trace bool, verbose func(string)) (res Result) {
 					s.what += "\n" + stack()
 				}
 			}
-			res.Failure = &Failure{Seed: seed, Step: w.steps, AtUs: w.nowUs, What: s.what, Tail: w.lastLines()}
+			res.Failure = &FailureError{Seed: seed, Step: w.steps, AtUs: w.nowUs, What: s.what, Tail: w.lastLines()}
 		}
 	}()
 	w.build()

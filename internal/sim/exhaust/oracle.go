@@ -227,7 +227,7 @@ func (w *world) excludes(c *call) {
 	}
 	for u := range w.cfg.Work {
 		for b, p := range w.cfg.Work[u].Branches {
-			if u == c.txn || p.Service != mine.Service || lock.Compatible(p.Mode, mine.Mode) {
+			if u == c.txn || p.Service != mine.Service || p.Mode == lock.S && mine.Mode == lock.S {
 				continue
 			}
 			r := &w.rows[u][b]
