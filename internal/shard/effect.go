@@ -20,7 +20,7 @@ func (s *Shard) effect(e *txn.Effect) {
 	case txn.EffectBegan:
 		s.began(e.Txn)
 	case txn.EffectBeginRepeated:
-		s.settlePending(e.ID)
+		s.settlePending(e.Txn)
 	case txn.EffectBeginRefused:
 		s.refusePending(e)
 	case txn.EffectBlocked:
@@ -64,7 +64,7 @@ func (s *Shard) began(t *txn.Txn) {
 	r := s.newRun(t)
 	s.startDeadline(r)
 	s.notice(Notice{Kind: NoticeBegan, ID: t.ID})
-	s.settlePending(t.ID)
+	s.settlePending(t)
 }
 
 func (s *Shard) granted(t *txn.Txn) {
@@ -107,7 +107,7 @@ func (s *Shard) decided(t *txn.Txn) {
 		n.Reason, n.Service = t.Abort.Reason, t.Abort.Service
 	}
 	s.notice(n)
-	s.settlePending(t.ID)
+	s.settlePending(t)
 	s.settleWaiters(r)
 	s.finishAll(r)
 }
@@ -121,7 +121,7 @@ func (s *Shard) decisionIgnored(e *txn.Effect) {
 		s.refusePending(e)
 		return
 	}
-	s.settlePending(e.ID)
+	s.settlePending(e.Txn)
 	r := s.runs[e.ID]
 	if r == nil || e.Txn.Status.Decided() {
 		return

@@ -125,3 +125,27 @@ func TestGivenUpRequestIsAnsweredOnce(t *testing.T) {
 		t.Fatalf("answers: %+v", d.replies)
 	}
 }
+
+// A record that is made and forgotten by the same entry still answers its requests.
+func TestForgottenInTheEntryThatAnswers(t *testing.T) {
+	d := newDrive(t)
+	d.s.cfg.RetentionMs, d.s.cfg.MaxAppendsInFlight = 0, 1
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	old := func(n byte) txnid.ID { return txnid.New(1_749_999_000_000, [10]byte{n}) }
+	d.step(&Rollback{Token: 1, ID: old(1)})
+	d.apply(1)
+	d.step(&Get{Token: 2, ID: old(9)}) // takes the only append
+	d.step(&Rollback{Token: 3, ID: old(2)})
+	d.nowUs += d.s.cfg.ForgetCheckIntervalUs
+	d.step(&Tick{}) // FORGET joins the rollback
+	d.apply(1)
+	d.replies = nil
+	d.apply(1)
+	if len(d.replies) != 1 || d.replies[0].View == nil || d.replies[0].View.Txn.Abort == nil {
+		t.Fatalf("answers: %+v", d.replies)
+	}
+	if d.s.State().Done() != 0 {
+		t.Fatalf("%d transactions kept", d.s.State().Done())
+	}
+}

@@ -181,7 +181,7 @@ func (s *Shard) resolved(e *txn.Effect) {
 		return
 	}
 	s.notice(Notice{Kind: NoticeResolved, ID: e.ID})
-	s.settlePending(e.ID)
+	s.settlePending(e.Txn)
 }
 
 // wait keeps a request until the record of its transaction is applied.
@@ -190,15 +190,16 @@ func (s *Shard) wait(id txnid.ID, w waiter) {
 	s.waiting++
 }
 
-// settlePending hands the requests on an id over to its record.
-func (s *Shard) settlePending(id txnid.ID) {
+// settlePending hands the requests on an id over to its record, which a later
+// record of the same entry may have forgotten already.
+func (s *Shard) settlePending(t *txn.Txn) {
+	id := t.ID
 	delete(s.proposed, id)
 	waiters := s.pending[id]
 	if waiters == nil {
 		return
 	}
 	delete(s.pending, id)
-	t := s.st.Get(id)
 	for _, w := range waiters {
 		s.waiting--
 		s.attach(t, w)
