@@ -73,7 +73,7 @@ func Swarm(r *rand.Rand) Options {
 		ChurnEveryUs: every(40, s/2, 10*s), ClockJumpEveryUs: every(20, s, 20*s),
 		CancelPct: pct(50, 40), RollbackPct: pct(60, 25), GetPct: pct(70, 30), RetryPct: pct(70, 30),
 		ConflictPct: pct(40, 10), FuturePct: pct(25, 10), PastPct: pct(25, 5), UndeclaredPct: pct(40, 25), RacePct: pct(40, 20),
-		Retained: []int{1, 5, 20, 1000}[r.IntN(4)], RetentionMs: []uint64{500, 5_000, 30_000, 600_000}[r.IntN(4)],
+		Retained: []int{1, 5, 20, 1000}[r.IntN(4)], RetentionMs: []uint64{1, 500, 5_000, 30_000, 600_000}[r.IntN(5)],
 		MaxOpen: []int{2, 8, 1000, 1000}[r.IntN(4)], MaxWaiting: []int{3, 1000, 1000, 1000}[r.IntN(4)],
 		TimeoutMs: []uint32{50, 500, 3000, 10_000}[r.IntN(4)], CallTimeoutUs: []int64{20 * ms, 200 * ms, 3 * s}[r.IntN(3)],
 		EntryBytes: []int{100, 1000, 256 << 10}[r.IntN(3)],
