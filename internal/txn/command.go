@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/reason"
@@ -195,9 +196,7 @@ func AppendCommit(dst []byte, c Commit) []byte {
 
 // AppendAbort appends the command; the message is cut to MaxMessageBytes.
 func AppendAbort(dst []byte, c AbortCmd) []byte {
-	if len(c.Message) > MaxMessageBytes {
-		c.Message = c.Message[:MaxMessageBytes]
-	}
+	c.Message = cut(c.Message)
 	dst = append(dst, byte(kindAbort))
 	dst = append(dst, c.ID[:]...)
 	dst = str(dst, string(c.Reason))
@@ -238,12 +237,22 @@ func AppendRemoveService(dst []byte, name string) []byte {
 
 // AppendResolve appends an operator's closing note on a hazard.
 func AppendResolve(dst []byte, id txnid.ID, note string) []byte {
-	if len(note) > MaxMessageBytes {
-		note = note[:MaxMessageBytes]
-	}
+	note = cut(note)
 	dst = append(dst, byte(kindResolve))
 	dst = append(dst, id[:]...)
 	return str(dst, note)
+}
+
+// cut keeps at most MaxMessageBytes, and no part of a character.
+func cut(message string) string {
+	if len(message) <= MaxMessageBytes {
+		return message
+	}
+	end := MaxMessageBytes
+	for end > MaxMessageBytes-utf8.UTFMax && !utf8.RuneStart(message[end]) {
+		end--
+	}
+	return message[:end]
 }
 
 func appendService(dst []byte, v *Service) []byte {
