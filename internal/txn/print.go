@@ -56,7 +56,7 @@ func (s *State) Check() error {
 	if got := s.live + len(s.hazards) + s.done.len(); got != len(s.txns) {
 		return fmt.Errorf("%d records, but %d live, %d hazards and %d done", len(s.txns), s.live, len(s.hazards), s.done.len())
 	}
-	live, open := 0, map[string]int{}
+	live, claims, open := 0, 0, map[string]int{}
 	var errs []error
 	for id, t := range s.txns { // order does not matter: every record is checked
 		if err := s.checkTxn(t); err != nil {
@@ -66,12 +66,18 @@ func (s *State) Check() error {
 			continue
 		}
 		live++
+		if t.locked {
+			claims++
+		}
 		for i := range t.Branches {
 			open[t.Branches[i].Service]++
 		}
 	}
 	if live != s.live {
 		errs = append(errs, fmt.Errorf("%d live transactions, counted %d", live, s.live))
+	}
+	if claims != s.locks.Len() {
+		errs = append(errs, fmt.Errorf("%d transactions with locks, but %d claims", claims, s.locks.Len()))
 	}
 	for name, v := range s.served { // order does not matter: every service is checked
 		if v.open != open[name] {
@@ -97,8 +103,8 @@ func (s *State) checkTxn(t *Txn) error {
 		return errors.New("ended, but has locks")
 	case t.Status == Active && (!s.locks.Has(t.ID) || s.locks.Granted(t.ID)):
 		return errors.New("active, but waits for no lock")
-	case t.Status == Preparing && t.locked && !s.locks.Granted(t.ID):
-		return errors.New("preparing without its locks")
+	case t.Status != Active && t.locked && !s.locks.Granted(t.ID):
+		return fmt.Errorf("%s without its locks", t.Status)
 	case t.Status.Ended() && finishing > 0:
 		return errors.New("ended before every branch acknowledged")
 	case (t.Status == Committing || t.Status == Aborting) && finishing == 0:

@@ -1,0 +1,263 @@
+package txn
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/reason"
+)
+
+// entryOf is one entry of term 1 with these commands.
+func entryOf(commands ...[]byte) []byte {
+	entry := make([]byte, HeaderBytes)
+	PutHeader(entry, 1, epochMs+60_000)
+	return append(entry, bytes.Join(commands, nil)...)
+}
+
+func oneOfEach() [][]byte {
+	b := beginOf(testID(1), []string{"a", "b=2", "X", "a/k/l", "S", "b"})
+	b.TraceParent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	return [][]byte{
+		AppendBoot(nil, Boot{Cluster: [16]byte{7}, Incarnation: 2, Shard: 0, Shards: 1}),
+		AppendLead(nil, Lead{Node: "n1"}),
+		AppendBegin(nil, b),
+		AppendCommit(nil, Commit{ID: testID(1), Enlisted: 2, Yes: []uint32{1}, ReadOnly: []uint32{0}}),
+		AppendAbort(nil, AbortCmd{ID: testID(2), Reason: reason.ClientRollback, Message: "m", Service: "a", Refused: true}),
+		AppendAck(nil, Ack{ID: testID(1), Branch: 1, Fate: FateHazardUnknown}),
+		AppendForget(nil, Forget{Count: 3, EndedBeforeMs: epochMs}),
+		AppendPutService(nil, &Service{Name: "c", PrepareURL: "http://c/p", Resources: []string{"r"}, Capabilities: OnePhase | Tombstone, MaxInFlight: 9, PrepareTimeoutMs: 3000}),
+		AppendDrainService(nil, "c"),
+		AppendRemoveService(nil, "c"),
+		AppendResolve(nil, testID(1), "looked at it"),
+	}
+}
+
+// A state with open, waiting, ended and doubtful transactions.
+func busyState(t testing.TB) *State {
+	s := New(0, 1)
+	var effects []Effect
+	commands := oneOfEach()
+	for _, words := range [][]string{{"a", "X", "a/k"}, {"a", "b=2", "X", "a/k", "S", "b/m"}, {"b=2"}} {
+		commands = append(commands, AppendBegin(nil, beginOf(testID(len(commands)), words)))
+	}
+	if err := s.Apply(1, 1, entryOf(commands...), &effects); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Whatever bytes a log holds, a replica halts with an error or goes on in a state
+// whose invariants hold and that a snapshot reproduces.
+func FuzzApply(f *testing.F) {
+	for _, c := range oneOfEach() {
+		f.Add(entryOf(c)[HeaderBytes:])
+	}
+	f.Add(bytes.Join(oneOfEach(), nil))
+	f.Fuzz(func(t *testing.T, commands []byte) {
+		s := busyState(t)
+		var effects []Effect
+		err := s.Apply(2, 1, entryOf(commands), &effects)
+		if lines, derr := Describe(entryOf(commands)); derr != nil && err == nil {
+			t.Fatalf("applied, but cannot be described: %v after %q", derr, lines)
+		}
+		if err != nil {
+			if !errors.Is(err, ErrFormat) {
+				t.Fatalf("not a format error: %v", err)
+			}
+			return
+		}
+		if err := s.Check(); err != nil {
+			t.Fatal(err)
+		}
+		restored, err := Restore(0, 1, snapshotOf(s))
+		if err != nil || restored.Hash() != s.Hash() {
+			t.Fatalf("restored otherwise: %v", err)
+		}
+	})
+}
+
+// Describe takes anything.
+func FuzzDescribe(f *testing.F) {
+	f.Add(entryOf(oneOfEach()...))
+	f.Fuzz(func(t *testing.T, entry []byte) {
+		if _, err := Describe(entry); err != nil && !errors.Is(err, ErrFormat) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A snapshot of any bytes is refused, or is a state that can go on and whose own
+// snapshot is the same.
+func FuzzRestore(f *testing.F) {
+	f.Add(snapshotOf(busyState(f)))
+	f.Add(snapshotOf(New(0, 1)))
+	f.Fuzz(func(t *testing.T, snapshot []byte) {
+		s, err := Restore(0, 1, snapshot)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) {
+				t.Fatalf("not a format error: %v", err)
+			}
+			return
+		}
+		again, err := Restore(0, 1, snapshotOf(s))
+		if err != nil || again.Hash() != s.Hash() {
+			t.Fatalf("its own snapshot restores otherwise: %v", err)
+		}
+		// What is open can be ended.
+		index, term := s.Applied(), s.Term()
+		if index+1 == 0 {
+			return
+		}
+		var commands [][]byte
+		for _, id := range s.LiveIDs() {
+			commands = append(commands, AppendAbort(nil, AbortCmd{ID: id, Reason: reason.Timeout, Refused: true}))
+			for i := range s.Get(id).Branches {
+				commands = append(commands, AppendAck(nil, Ack{ID: id, Branch: uint32(i), Fate: FateDone}))
+			}
+		}
+		entry := entryOf(commands...)
+		PutHeader(entry, term, s.NowMs())
+		var effects []Effect
+		if err := s.Apply(index+1, term, entry, &effects); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Check(); err != nil {
+			t.Fatal(err)
+		}
+		if s.Live() > 0 {
+			t.Fatalf("%d transactions cannot be ended:\n%s", s.Live(), s)
+		}
+	})
+}
+
+// Every command comes out as it went in.
+func TestRoundTrip(t *testing.T) {
+	read := func(entry []byte) *reader { return &reader{b: entry[1:]} }
+	b := beginOf(testID(1), []string{"a", "b=2", "one-phase", "isolated", "X", "a/k/l", "S", "b"})
+	b.TraceParent = "tp"
+	b.Branches[1].Digest[5] = 9
+	if got := read(AppendBegin(nil, b)).begin(func(s string) string { return s }); !reflect.DeepEqual(got, b) {
+		t.Errorf("BEGIN %+v, was %+v", got, b)
+	}
+	v := &Service{
+		Name: "s", Generation: 4, PrepareURL: "p", CommitURL: "c", RollbackURL: "r", StatusURL: "s", Resources: []string{"x", "y"}, Capabilities: ReadOnly,
+		Isolated: true, RequireKeys: true, MaxInFlight: 1, PrepareTimeoutMs: 2, FinishTimeoutMs: 3, RegisteredMs: 4, UpdatedMs: 5, Draining: true,
+	}
+	if got := read(AppendPutService(nil, v)).service(); !reflect.DeepEqual(got, v) {
+		t.Errorf("PUT_SERVICE %+v, was %+v", got, v)
+	}
+	lines, err := Describe(entryOf(oneOfEach()...))
+	if err != nil || len(lines) != len(oneOfEach()) {
+		t.Fatalf("%d lines of %d commands: %v", len(lines), len(oneOfEach()), err)
+	}
+	// The others change a state in every field that they carry.
+	s := New(0, 1)
+	var effects []Effect
+	entry := entryOf(oneOfEach()...)
+	PutHeader(entry, 1, epochMs+2_000) // too early to forget
+	if err := s.Apply(1, 1, entry, &effects); err != nil {
+		t.Fatal(err)
+	}
+	one, two := s.Get(testID(1)), s.Get(testID(2))
+	if cluster, incarnation := s.Cluster(); cluster != [16]byte{7} || incarnation != 2 || s.Term() != 1 {
+		t.Errorf("BOOT, LEAD: %v %d, term %d", cluster, incarnation, s.Term())
+	}
+	if one.Branches[0].Fate != FateReadOnly || one.Branches[1].Fate != FateHazardUnknown || one.Status != Committed || one.Resolution != "looked at it" {
+		t.Errorf("COMMIT, ACK, RESOLVE: %+v", one)
+	}
+	if want := (Abort{reason.ClientRollback, "m", "a"}); *two.Abort != want {
+		t.Errorf("ABORT: %+v", two.Abort)
+	}
+	if s.Service("c") != nil {
+		t.Error("REMOVE_SERVICE did nothing")
+	}
+}
+
+// A snapshot in which locks and transactions do not fit is refused: the first
+// release would reach for a transaction that is not there, or panic.
+func TestRestoreRefusesStrayLocks(t *testing.T) {
+	for name, damage := range map[string]func(*State){
+		"claim of nobody":       func(s *State) { s.locks.Claim(testID(40), epochMs, []lock.Need{{Key: "z", Mode: lock.X}}) },
+		"claim of an ended one": func(s *State) { s.locks.Claim(testID(2), epochMs, []lock.Need{{Key: "z", Mode: lock.X}}) },
+		"decided, but it waits": func(s *State) {
+			s.txns[testID(12)].Status, s.txns[testID(12)].Branches[0].Fate = Committing, FateFinishing
+		},
+		"holds, but says it won't": func(s *State) { s.txns[testID(11)].locked = false },
+	} {
+		s := busyState(t)
+		damage(s)
+		if _, err := Restore(0, 1, snapshotOf(s)); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Every cut of an entry halts the replica; none is taken for a shorter entry, but
+// at the end of a command.
+func TestCutEntriesHalt(t *testing.T) {
+	for i, c := range oneOfEach() {
+		for n := 1; n < len(c); n++ {
+			s := New(0, 1)
+			var effects []Effect
+			if err := s.Apply(1, 1, entryOf(c[:n]), &effects); !errors.Is(err, ErrFormat) {
+				t.Fatalf("command %d cut after %d of %d bytes: %v", i, n, len(c), err)
+			}
+		}
+	}
+}
+
+// Few bytes cannot ask for much memory.
+func TestDecodingAllocatesLittle(t *testing.T) {
+	huge := append(AppendBegin(nil, beginOf(testID(1), []string{"a"}))[:1+16+32], 0, 0, 0)
+	for name, commands := range map[string][]byte{
+		"branches":   append(huge, uv(nil, MaxBranches)...),
+		"operations": append(append(append(huge, 1, 1, 'a', 1, 0), make([]byte, 32)...), uv(nil, MaxOps)...),
+		"indices":    append(append([]byte{byte(kindCommit)}, make([]byte, 17)...), uv(nil, MaxBranches)...),
+	} {
+		entry := entryOf(commands)
+		s := New(0, 1)
+		var effects []Effect
+		var before, after runtime.MemStats
+		const runs = 100
+		runtime.ReadMemStats(&before)
+		for i := range uint64(runs) {
+			if err := s.Apply(i+1, 1, entry, &effects); err == nil {
+				t.Fatalf("%s: applied", name)
+			}
+		}
+		runtime.ReadMemStats(&after)
+		bytesPerRun := (after.TotalAlloc - before.TotalAlloc) / runs
+		if bytesPerRun > 4<<10 {
+			t.Errorf("%s: %d bytes allocated for an entry of %d", name, bytesPerRun, len(entry))
+		}
+	}
+}
+
+// A message is cut between characters, so that it is still text on every wire.
+func TestLongMessagesStayText(t *testing.T) {
+	long := strings.Repeat("é", MaxMessageBytes) // two bytes each, behind one of one byte
+	s := New(0, 1)
+	var effects []Effect
+	begin := AppendBegin(nil, beginOf(testID(1), []string{"a"}))
+	commands := [][]byte{
+		begin, AppendCommit(nil, Commit{ID: testID(1), Enlisted: 1, Yes: []uint32{0}}), AppendAck(nil, Ack{ID: testID(1), Fate: FateHazardUnknown}),
+		AppendResolve(nil, testID(1), "x"+long), AppendAbort(nil, AbortCmd{ID: testID(2), Reason: reason.Timeout, Message: "x" + long}),
+	}
+	if err := s.Apply(1, 1, entryOf(commands...), &effects); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{s.Get(testID(1)).Resolution, s.Get(testID(2)).Abort.Message} {
+		if len(text) != MaxMessageBytes-1 || !utf8.ValidString(text) {
+			t.Errorf("%d bytes, valid: %t", len(text), utf8.ValidString(text))
+		}
+	}
+}

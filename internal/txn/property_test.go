@@ -1,0 +1,212 @@
+package txn
+
+import (
+	"fmt"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// history draws logs: mostly sensible commands on few transactions and services,
+// and some that make no sense.
+type history struct {
+	t     *rapid.T
+	nowMs uint64
+	term  uint64
+	begun []Begin
+}
+
+func (h *history) pick(n int, what string) int { return rapid.IntRange(0, n-1).Draw(h.t, what) }
+
+func (h *history) id() txnid.ID {
+	if len(h.begun) > 0 && h.pick(8, "known") > 0 {
+		return h.begun[h.pick(len(h.begun), "which")].ID
+	}
+	return h.newID()
+}
+
+// newID is mostly of now, sometimes late or from a clock ahead.
+func (h *history) newID() txnid.ID {
+	at := int64(h.nowMs) + int64([]int{0, 0, 0, -3_000, -20_000, 50_000}[h.pick(6, "clock")])
+	return txnid.New(uint64(at), [10]byte{9: byte(h.pick(4, "random"))})
+}
+
+func (h *history) begin() *Begin {
+	c := Begin{ID: h.newID(), Digest: [32]byte{byte(h.pick(2, "body"))}, TimeoutMs: 1000}
+	if h.pick(4, "again") == 0 {
+		c.ID = h.id()
+	}
+	var needs []lock.Need
+	for i := range services {
+		if h.pick(2, "branch") == 0 && (i < len(services)-1 || len(c.Branches) > 0) {
+			continue
+		}
+		c.Branches = append(c.Branches, BeginBranch{Service: services[i], Generation: uint64(1 + h.pick(3, "generation")), Ops: [][]byte{{1}, {2}}[:1+h.pick(2, "ops")]})
+		if h.pick(3, "keys") > 0 {
+			needs = append(needs, lock.Need{Key: services[i] + []string{"", "/k", "/k/l", "/m"}[h.pick(4, "key")], Mode: []lock.Mode{lock.S, lock.X}[h.pick(2, "mode")]})
+		}
+	}
+	c.OnePhase = len(c.Branches) == 1 && h.pick(2, "one phase") == 0
+	c.Locks = lock.Fold(needs)
+	return &c
+}
+
+var services = []string{"a", "a-b", "c"}
+
+func (h *history) command(dst []byte) []byte {
+	switch h.pick(20, "command") {
+	case 0, 1, 2, 3, 4:
+		c := h.begin()
+		h.begun = append(h.begun, *c)
+		return AppendBegin(dst, c)
+	case 5, 6, 7, 8:
+		if len(h.begun) == 0 {
+			return dst
+		}
+		b := &h.begun[h.pick(len(h.begun), "commit")]
+		c := Commit{ID: b.ID, Enlisted: uint32(len(b.Branches))}
+		for i := range b.Branches {
+			switch h.pick(12, "vote") {
+			case 0:
+			case 1, 2:
+				c.ReadOnly = append(c.ReadOnly, uint32(i))
+			default:
+				c.Yes = append(c.Yes, uint32(i))
+			}
+		}
+		return AppendCommit(dst, c)
+	case 9, 10:
+		why := []reason.Code{reason.VotedNo, reason.Timeout, reason.ClientRollback}[h.pick(3, "why")]
+		return AppendAbort(dst, AbortCmd{ID: h.id(), Reason: why, Message: "m", Refused: h.pick(3, "refused") == 0})
+	case 11, 12, 13, 14, 15:
+		fate := []Fate{FateDone, FateDone, FateDone, FateDone, FateHazardUnknown, FateHazardCommitted, FateHazardRolledBack, FateOpen, FateReadOnly}[h.pick(9, "fate")]
+		return AppendAck(dst, Ack{ID: h.id(), Branch: uint32(h.pick(4, "branch")), Fate: fate})
+	case 16, 17:
+		c := Forget{Count: uint32(h.pick(4, "count"))}
+		if h.pick(3, "by age") == 0 {
+			c.EndedBeforeMs = h.nowMs - 5_000
+		}
+		return AppendForget(dst, c)
+	case 18:
+		name := services[h.pick(len(services), "service")]
+		switch h.pick(3, "registry") {
+		case 0:
+			return AppendPutService(dst, &Service{Name: name, Isolated: h.pick(2, "isolated") == 0, Resources: []string{"r"}})
+		case 1:
+			return AppendDrainService(dst, name)
+		}
+		return AppendRemoveService(dst, name)
+	}
+	return AppendResolve(dst, h.id(), "note")
+}
+
+func (h *history) entry() (term uint64, entry []byte) {
+	h.nowMs += uint64([]int{0, 1, 1_000, 15_000}[h.pick(4, "passes")])
+	entry = make([]byte, HeaderBytes)
+	computed := h.term
+	switch h.pick(12, "term") {
+	case 0:
+		h.term++
+		computed = h.term
+		entry = AppendLead(entry, Lead{Node: "n"})
+	case 1:
+		computed--
+	}
+	PutHeader(entry, computed, h.nowMs)
+	for range h.pick(4, "commands") {
+		entry = h.command(entry)
+	}
+	return h.term, entry
+}
+
+// Whatever is in the log: the invariants hold after every entry, equal logs make
+// equal states, a snapshot at any point and the rest of the log make the same
+// state, decisions and ends are final, W and F never go back, and F is above no id
+// that is open or could still begin.
+func TestAnyLog(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		h := &history{t: rt, nowMs: epochMs + 100_000, term: 1}
+		st, twin := New(0, 1), New(0, 1)
+		cut := rapid.IntRange(1, 40).Draw(rt, "snapshot after")
+		decided := map[txnid.ID]bool{}
+		for index := uint64(1); index <= 40; index++ {
+			term, entry := h.entry()
+			w, f := st.Watermark(), st.Forgotten()
+			var effects []Effect
+			for _, s := range []*State{st, twin} {
+				effects = effects[:0]
+				if err := s.Apply(index, term, entry, &effects); err != nil {
+					rt.Fatalf("entry %d: %v", index, err)
+				}
+				if err := s.Check(); err != nil {
+					rt.Fatalf("entry %d: %v", index, err)
+				}
+			}
+			if int(index) == cut {
+				restored, err := Restore(0, 1, snapshotOf(twin))
+				if err != nil {
+					rt.Fatal(err)
+				}
+				twin = restored
+			}
+			if st.Hash() != twin.Hash() || st.String() != twin.String() {
+				rt.Fatalf("after entry %d, snapshot after %d:\n%s\n%s", index, cut, st, twin)
+			}
+			if st.Watermark() < w || st.Forgotten().Less(f) {
+				rt.Fatalf("W from %d to %d, F from %s to %s", w, st.Watermark(), f, st.Forgotten())
+			}
+			if f2 := twin.Forgotten(); f2 != st.Forgotten() {
+				rt.Fatalf("F is %s, and %s after a snapshot", st.Forgotten(), f2)
+			}
+			if err := final(st, decided); err != nil {
+				rt.Fatal(err)
+			}
+			if err := boundedByF(st, h.nowMs); err != nil {
+				rt.Fatal(err)
+			}
+			if _, err := Describe(entry); err != nil {
+				rt.Fatal(err)
+			}
+		}
+	})
+}
+
+// final checks that no decision is changed, and remembers new ones.
+func final(s *State, decided map[txnid.ID]bool) error {
+	for id, t := range s.txns {
+		committed, known := decided[id]
+		switch {
+		case !t.Status.Decided() && known:
+			return fmt.Errorf("%s was decided and is %s", id, t.Status)
+		case !t.Status.Decided():
+		case known && committed != (t.Abort == nil):
+			return fmt.Errorf("%s changed its decision", id)
+		default:
+			decided[id] = t.Abort == nil
+		}
+	}
+	return nil
+}
+
+func boundedByF(s *State, nowMs uint64) error {
+	f := s.Forgotten()
+	for _, id := range s.LiveIDs() {
+		if id.Less(f) {
+			return fmt.Errorf("%s is open and below F %s", id, f)
+		}
+	}
+	if f.IsZero() {
+		return nil
+	}
+	if s.Get(f) == nil && !s.Expired(txnid.Floor(f.UnixMs()-1)) {
+		return fmt.Errorf("an id below F %s could begin", f)
+	}
+	if nowMs >= WatermarkLagMs && s.Watermark() > nowMs-WatermarkLagMs {
+		return fmt.Errorf("W %d is less than %d ms behind %d", s.Watermark(), WatermarkLagMs, nowMs)
+	}
+	return nil
+}
