@@ -187,6 +187,9 @@ func (s *State) applyBegin(c *Begin) {
 	s.txns[c.ID] = t
 	s.live++
 	s.liveHeap.push(c.ID)
+	if len(s.liveHeap) > 1024+2*s.live {
+		s.liveHeap = s.LiveIDs() // sorted, which is a heap
+	}
 	s.emit(Effect{Kind: EffectBegan, ID: c.ID, Txn: t})
 	if s.locks.Claim(c.ID, s.nowMs, c.Locks) {
 		s.grant(t)

@@ -76,6 +76,9 @@ func (s *State) Check() error {
 	if live != s.live {
 		errs = append(errs, fmt.Errorf("%d live transactions, counted %d", live, s.live))
 	}
+	if got := len(s.LiveIDs()); got != live {
+		errs = append(errs, fmt.Errorf("%d live transactions, %d of them listed", live, got))
+	}
 	if claims != s.locks.Len() {
 		errs = append(errs, fmt.Errorf("%d transactions with locks, but %d claims", claims, s.locks.Len()))
 	}

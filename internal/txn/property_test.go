@@ -210,3 +210,30 @@ func boundedByF(s *State, nowMs uint64) error {
 	}
 	return nil
 }
+
+// One transaction that stays in doubt, or a follower that never asks for F, must
+// not make the state keep the id of everything that ended since.
+func TestEndedTransactionsLeaveNothing(t *testing.T) {
+	s := benchState(t)
+	const n = 10_000
+	var effects []Effect
+	apply := func(commands ...[]byte) {
+		entry := entryOf(commands...)
+		effects = effects[:0]
+		if err := s.Apply(s.Applied()+1, 1, entry, &effects); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(AppendBegin(nil, transferOf(0)))
+	for i := 1; i < n; i++ {
+		id := benchID(i)
+		apply(AppendBegin(nil, transferOf(i)), AppendAbort(nil, AbortCmd{ID: id, Reason: reason.Timeout}),
+			AppendAck(nil, Ack{ID: id, Branch: 0, Fate: FateDone}), AppendAck(nil, Ack{ID: id, Branch: 1, Fate: FateDone}))
+	}
+	if s.Live() != 1 || len(s.LiveIDs()) != 1 || s.LiveIDs()[0] != benchID(0) {
+		t.Fatalf("%d live: %v", s.Live(), s.LiveIDs())
+	}
+	if kept := len(s.liveHeap); kept > 2048 {
+		t.Fatalf("%d ids are kept for one open transaction", kept)
+	}
+}

@@ -104,8 +104,8 @@ func (s *State) appendHead(dst []byte) []byte {
 // LiveIDs lists the transactions that have not ended, in order of ids.
 func (s *State) LiveIDs() []txnid.ID {
 	live := make([]txnid.ID, 0, s.live)
-	for id, t := range s.txns {
-		if !t.Status.Ended() {
+	for _, id := range s.liveHeap { // every open transaction, and some that have ended
+		if t := s.txns[id]; t != nil && !t.Status.Ended() {
 			live = append(live, id)
 		}
 	}
