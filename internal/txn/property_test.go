@@ -202,8 +202,8 @@ func boundedByF(s *State, nowMs uint64) error {
 	if f.IsZero() {
 		return nil
 	}
-	if s.Get(f) == nil && !s.Expired(txnid.Floor(f.UnixMs()-1)) {
-		return fmt.Errorf("an id below F %s could begin", f)
+	if txnid.Floor(s.Watermark() + 1).Less(f) {
+		return fmt.Errorf("an id below F %s could begin: W is %d", f, s.Watermark())
 	}
 	if nowMs >= WatermarkLagMs && s.Watermark() > nowMs-WatermarkLagMs {
 		return fmt.Errorf("W %d is less than %d ms behind %d", s.Watermark(), WatermarkLagMs, nowMs)
