@@ -194,7 +194,8 @@ func (w *world) apply(i int) {
 	if err := n.sh.Apply(n.time(), uint64(n.applied), e.term, e.data); err != nil {
 		w.fail("node %d cannot apply entry %d: %v", i, n.applied, err)
 	}
-	own := n.lead != nil && &n.lead[0] == &e.data[0]
+	computed, _, _ := txn.Header(e.data)
+	own := n.lead != nil && &n.lead[0] == &e.data[0] && computed == e.term
 	n.led = n.led || own
 	for t, id := range w.ids {
 		if own || !before[t] && n.sh.State().Get(id) != nil {
