@@ -215,8 +215,10 @@ func (s *scenario) run(t *testing.T, d *datadriven.TestData) {
 	switch d.Cmd {
 	case "config":
 		cfg := DefaultConfig()
-		for name, field := range map[string]*int{"retained": &cfg.RetainedTransactions, "open": &cfg.MaxOpenTransactions, "waiting": &cfg.MaxWaitingRequests,
-			"appends": &cfg.MaxAppendsInFlight, "pending": &cfg.MaxPendingBytes, "wakeups": &cfg.RecoveryWakeups, "batch": &cfg.ForgetBatch} {
+		for name, field := range map[string]*int{
+			"retained": &cfg.RetainedTransactions, "open": &cfg.MaxOpenTransactions, "waiting": &cfg.MaxWaitingRequests,
+			"appends": &cfg.MaxAppendsInFlight, "pending": &cfg.MaxPendingBytes, "wakeups": &cfg.RecoveryWakeups, "batch": &cfg.ForgetBatch,
+		} {
 			d.MaybeScanArgs(t, name, field)
 		}
 		d.MaybeScanArgs(t, "retention", &cfg.RetentionMs)
@@ -268,8 +270,10 @@ func (s *scenario) run(t *testing.T, d *datadriven.TestData) {
 		}
 		ev := &CallDone{ID: c.ID, Branch: c.Branch, Phase: c.Phase, Attempt: c.Attempt, Term: c.Term}
 		d.MaybeScanArgs(t, "attempt", &ev.Attempt)
-		kind, ok := map[string]AnswerKind{"yes": VoteYes, "no": VoteNo, "read_only": VoteReadOnly, "ok": Acknowledged, "unknown": SaysUnknown,
-			"committed": SaysCommitted, "rolled_back": SaysRolledBack, "lost": Indefinite}[arg(2)]
+		kind, ok := map[string]AnswerKind{
+			"yes": VoteYes, "no": VoteNo, "read_only": VoteReadOnly, "ok": Acknowledged, "unknown": SaysUnknown,
+			"committed": SaysCommitted, "rolled_back": SaysRolledBack, "lost": Indefinite,
+		}[arg(2)]
 		if !ok {
 			d.Fatalf(t, "answer %q", arg(2))
 		}

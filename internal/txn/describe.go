@@ -2,8 +2,10 @@ package txn
 
 import "fmt"
 
-var kindNames = [...]string{kindBoot: "BOOT", kindLead: "LEAD", kindBegin: "BEGIN", kindCommit: "COMMIT", kindAbort: "ABORT", kindAck: "ACK",
-	kindForget: "FORGET", kindPutService: "PUT_SERVICE", kindDrainService: "DRAIN_SERVICE", kindRemoveService: "REMOVE_SERVICE", kindResolve: "RESOLVE"}
+var kindNames = [...]string{
+	kindBoot: "BOOT", kindLead: "LEAD", kindBegin: "BEGIN", kindCommit: "COMMIT", kindAbort: "ABORT", kindAck: "ACK",
+	kindForget: "FORGET", kindPutService: "PUT_SERVICE", kindDrainService: "DRAIN_SERVICE", kindRemoveService: "REMOVE_SERVICE", kindResolve: "RESOLVE",
+}
 
 // Describe lists the commands of an entry, one line each: "COMMIT 0199…".
 func Describe(entry []byte) ([]string, error) {

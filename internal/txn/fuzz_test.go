@@ -15,9 +15,9 @@ import (
 
 // entryOf is one entry of term 1 with these commands.
 func entryOf(commands ...[]byte) []byte {
-	entry := make([]byte, HeaderBytes)
+	entry := bytes.Join(append([][]byte{make([]byte, HeaderBytes)}, commands...), nil)
 	PutHeader(entry, 1, epochMs+60_000)
-	return append(entry, bytes.Join(commands, nil)...)
+	return entry
 }
 
 func oneOfEach() [][]byte {

@@ -141,10 +141,12 @@ func snapshotOf(s *State) []byte {
 	return out
 }
 
-var effectNames = [...]string{EffectBooted: "booted", EffectLed: "led", EffectStale: "stale", EffectBegan: "began", EffectBeginRepeated: "begin repeated",
+var effectNames = [...]string{
+	EffectBooted: "booted", EffectLed: "led", EffectStale: "stale", EffectBegan: "began", EffectBeginRepeated: "begin repeated",
 	EffectBeginRefused: "begin refused", EffectBlocked: "blocked", EffectGranted: "granted", EffectDecided: "decided", EffectDecisionIgnored: "decision ignored",
 	EffectAcked: "acked", EffectEnded: "ended", EffectForgotten: "forgotten", EffectForgetDone: "forget done", EffectHazard: "hazard", EffectResolved: "resolved",
-	EffectServicePut: "service put", EffectServiceRefused: "service refused", EffectServiceDraining: "service draining", EffectServiceRemoved: "service removed"}
+	EffectServicePut: "service put", EffectServiceRefused: "service refused", EffectServiceDraining: "service draining", EffectServiceRemoved: "service removed",
+}
 
 func effectText(e *Effect) string {
 	text := effectNames[e.Kind]

@@ -69,8 +69,10 @@ const (
 	FateHazardRolledBack                 // committed by decision, but durably rolled back there
 )
 
-var fateNames = [...]string{FateOpen: "open", FateFinishing: "finishing", FateDone: "done", FateReadOnly: "read_only", FateNeverContacted: "never_contacted",
-	FateHazardUnknown: "hazard_unknown", FateHazardCommitted: "hazard_committed", FateHazardRolledBack: "hazard_rolled_back"}
+var fateNames = [...]string{
+	FateOpen: "open", FateFinishing: "finishing", FateDone: "done", FateReadOnly: "read_only", FateNeverContacted: "never_contacted",
+	FateHazardUnknown: "hazard_unknown", FateHazardCommitted: "hazard_committed", FateHazardRolledBack: "hazard_rolled_back",
+}
 
 func (f Fate) String() string { return fateNames[f] }
 

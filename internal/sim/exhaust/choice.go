@@ -272,9 +272,11 @@ func (w *world) done(c *call, a shard.AnswerKind, why string) {
 
 // explain says what a choice would do, for people.
 func (w *world) explain(ch choice) string {
-	name := [...]string{commitNext: "commit", submit: "submit", submitAgain: "submit again", submitOther: "submit another body of", rollback: "roll back", get: "get",
+	name := [...]string{
+		commitNext: "commit", submit: "submit", submitAgain: "submit again", submitOther: "submit another body of", rollback: "roll back", get: "get",
 		cancel: "cancel request", deliver: "deliver", answer: "answer", giveUp: "give up", tick: "tick", deadline: "deadline of", crash: "leader crashes,", depose: "leader is deposed,",
-		relead: "leader starts over,", late: "late entry", follow: "follow", applyOld: "deposed node applies", defect: "participant breaks the contract:"}[ch.kind]
+		relead: "leader starts over,", late: "late entry", follow: "follow", applyOld: "deposed node applies", defect: "participant breaks the contract:",
+	}[ch.kind]
 	a, b := int(ch.a), int(ch.b)
 	switch ch.kind {
 	case commitNext:
@@ -310,6 +312,7 @@ func (w *world) explain(ch choice) string {
 		return name + " " + w.entryText(w.log[n.applied].data)
 	case defect:
 		return fmt.Sprintf("%s branch %d of t%d becomes %s", name, b+1, a+1, outcomeNames[ch.c])
+	case tick:
 	}
 	return name
 }

@@ -40,6 +40,7 @@ func (w *world) execute(c *call, vote shard.AnswerKind) shard.AnswerKind {
 		return w.prepare(c, r, vote)
 	case shard.PhaseCommit:
 		switch r.outcome {
+		case committed:
 		case prepared:
 			r.outcome = committed
 		case nothing:
@@ -72,10 +73,10 @@ func (w *world) prepare(c *call, r *row, vote shard.AnswerKind) shard.AnswerKind
 	if vote != shard.VoteNo {
 		w.excludes(c)
 	}
-	switch vote {
-	case shard.VoteNo:
+	if vote == shard.VoteNo {
 		r.outcome = rolledBack
-	case shard.VoteYes:
+	}
+	if vote == shard.VoteYes {
 		r.outcome, r.token = prepared, c.Token
 		r.executed++
 		w.unless(r.executed == 1 || w.defects, "t%d executed %d times at service %s", c.txn+1, r.executed, c.Service)

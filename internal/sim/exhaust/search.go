@@ -16,14 +16,14 @@ type Result struct {
 	Ends        int // states in which nothing can happen any more
 }
 
-// Violation is a sequence of choices that breaks what must hold; no shorter one does.
-type Violation struct {
+// ViolationError is a sequence of choices that breaks what must hold; no shorter one does.
+type ViolationError struct {
 	Config  string
 	Choices []string
 	Text    string
 }
 
-func (v *Violation) Error() string {
+func (v *ViolationError) Error() string {
 	return fmt.Sprintf("%s: %s\nafter %d choices:\n  %s", v.Config, v.Text, len(v.Choices), strings.Join(v.Choices, "\n  "))
 }
 
@@ -34,7 +34,7 @@ type found struct {
 	by    choice
 }
 
-// Search visits every state of a configuration; the error is a *Violation.
+// Search visits every state of a configuration; the error is a *ViolationError.
 func Search(cfg *Config) (Result, error) {
 	var res Result
 	w, _ := reach(cfg, nil)
@@ -63,14 +63,14 @@ func Search(cfg *Config) (Result, error) {
 				return res, explain(cfg, append(path, ch), err)
 			}
 			res.Transitions++
-			print := w.fingerprint()
+			next := w.fingerprint()
 			w = nil
-			if print == here {
+			if next == here {
 				continue
 			}
 			moved = true
-			if _, ok := seen[print]; !ok {
-				seen[print] = struct{}{}
+			if _, ok := seen[next]; !ok {
+				seen[next] = struct{}{}
 				states = append(states, found{from: int32(at), depth: states[at].depth + 1, by: ch})
 			}
 		}
@@ -126,7 +126,7 @@ func guard(f func()) (err error) {
 
 // explain makes a violation out of the path that led to it.
 func explain(cfg *Config, path []choice, cause error) error {
-	v := &Violation{Config: cfg.Name, Text: cause.Error()}
+	v := &ViolationError{Config: cfg.Name, Text: cause.Error()}
 	w, _ := reach(cfg, nil)
 	for _, ch := range path {
 		v.Choices = append(v.Choices, w.explain(ch))
