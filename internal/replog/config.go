@@ -84,6 +84,7 @@ const (
 	maxEntryBytes     = 256 << 20
 	maxNodeIDChars    = 64
 	snapshotRetryWait = time.Second
+	openGiveUp        = time.Second
 )
 
 func (c *Config) withDefaults() (Config, error) {

@@ -27,8 +27,9 @@ type disk struct {
 	fail    func(error)
 	failure func() error // not nil: no more changes
 	fsyncs  *atomic.Uint64
-	// opening: the database is being opened.
-	opening atomic.Bool
+	// opening is closed when the attempt to open the database has ended; nil
+	// before the first one.
+	opening atomic.Pointer[chan struct{}]
 }
 
 // gate is asked before every change.
@@ -37,10 +38,11 @@ func (d *disk) gate() error {
 	if mutant.On("log-retry-failed-write") {
 		return nil
 	}
-	if err != nil && d.opening.Load() {
-		// The database retries a failed flush for ever while it opens. Open has
-		// given up waiting for it, and the process is about to end.
-		select {}
+	if ended := d.opening.Load(); err != nil && ended != nil {
+		// The database retries a failed flush for ever while it opens: it hangs here
+		// instead. openPebble has given up waiting for it, and the process is about to
+		// end. What runs in its background when it did open goes on, so that it closes.
+		<-*ended
 	}
 	return err
 }

@@ -251,6 +251,26 @@ func TestWriteErrorsWhileOpening(t *testing.T) {
 	}
 }
 
+// The database removes old files in the background. One that waits because a write
+// failed while the database opened must end with the opening: Close waits for it.
+func TestChangesThatHangWhileOpeningEndWithIt(t *testing.T) {
+	failed := errors.New("failed")
+	d := &disk{FS: vfs.NewMem(), failure: func() error { return failed }}
+	ended := make(chan struct{})
+	d.opening.Store(&ended)
+	removed := make(chan error, 1)
+	go func() { removed <- d.Remove("old") }()
+	select {
+	case err := <-removed:
+		t.Fatalf("the change did not wait: %v", err)
+	case <-time.After(10 * time.Millisecond): // it may not have begun: then this proves nothing, but the rest holds
+	}
+	close(ended)
+	if err := <-removed; !errors.Is(err, failed) {
+		t.Errorf("%v, want %v", err, failed)
+	}
+}
+
 // stallFS hangs syncs of data while gate is locked.
 type stallFS struct {
 	vfs.FS

@@ -39,9 +39,9 @@ type group struct {
 	leadership chan Leadership
 	wg         sync.WaitGroup // our goroutines but the finisher
 
-	appends, appendedBytes   atomic.Uint64
-	snapshots, snapshotIndex atomic.Uint64
-	snapKick                 chan struct{}
+	appends, appendedBytes atomic.Uint64
+	snapshots              atomic.Uint64
+	snapKick               chan struct{}
 	// What store.bytes and store.entries were when the last snapshot began; below
 	// zero for what the log held after its snapshot at start.
 	baseBytes, baseEntries atomic.Int64
@@ -237,15 +237,16 @@ func (g *group) leads() Leadership {
 
 // Stats is described with Group.
 func (g *group) Stats() Stats {
+	first := g.store.first.Load() // before the snapshot's index, which never lags behind it
 	return Stats{
 		Appends:       g.appends.Load(),
 		AppendedBytes: g.appendedBytes.Load(),
 		Fsyncs:        g.log.fsyncs.Load(),
 		Snapshots:     g.snapshots.Load(),
-		FirstIndex:    g.store.first.Load(),
+		FirstIndex:    first,
 		LastIndex:     g.store.last.Load(),
 		AppliedIndex:  g.fsm.applied.Load(),
-		SnapshotIndex: g.snapshotIndex.Load(),
+		SnapshotIndex: g.snaps.index.Load(),
 	}
 }
 
@@ -299,15 +300,7 @@ func (g *group) snapshot() error {
 		}
 		return err
 	}
-	meta, r, err := f.Open()
-	if err != nil {
-		return err
-	}
-	if err := r.Close(); err != nil {
-		return err
-	}
 	g.snapshots.Add(1)
-	g.snapshotIndex.Store(meta.Index)
 	g.baseBytes.Store(bytes)
 	g.baseEntries.Store(entries)
 	g.log.kickFloor()

@@ -175,31 +175,35 @@ func (l *Log) openDatabase(unfinished bool) error {
 	return err
 }
 
-// openPebble returns as soon as a write has failed, too.
+// openPebble gives up soon after a write has failed: the database may try for ever.
 func (l *Log) openPebble(dir string, mustExist bool) (*pebble.DB, error) {
 	type result struct {
 		db  *pebble.DB
 		err error
 	}
-	opened := make(chan result, 1)
-	l.disk.opening.Store(true)
+	opened, ended := make(chan result, 1), make(chan struct{})
+	l.disk.opening.Store(&ended)
 	go func() {
 		db, err := l.tryPebble(dir, mustExist)
+		close(ended)
 		opened <- result{db, err}
 	}()
+	var r result
 	select {
-	case r := <-opened:
-		l.disk.opening.Store(false)
-		if err := l.failure(); err != nil {
-			if r.db != nil {
-				err = errors.Join(err, r.db.Close())
-			}
-			return nil, err
-		}
-		return r.db, r.err
+	case r = <-opened:
 	case <-l.failed:
-		return nil, l.failure()
+		select {
+		case r = <-opened:
+		case <-time.After(openGiveUp):
+		}
 	}
+	if err := l.failure(); err != nil {
+		if r.db != nil {
+			err = errors.Join(err, r.db.Close())
+		}
+		return nil, err
+	}
+	return r.db, r.err
 }
 
 func (l *Log) tryPebble(dir string, mustExist bool) (db *pebble.DB, err error) {
@@ -242,11 +246,10 @@ func (l *Log) recoverGroup(shard uint32, snapshots string, floor []floorMark) (*
 	if g.snaps, err = openSnapStore(l.disk, snapshots, shard, l.cfg.RetainSnapshots); err != nil {
 		return nil, err
 	}
-	snapshotIndex, err := g.snaps.newest()
-	if err != nil {
+	if err := g.snaps.recover(); err != nil {
 		return nil, damaged(l.cfg.Dir, "shard %d: %v", shard, err)
 	}
-	g.snapshotIndex.Store(snapshotIndex)
+	snapshotIndex := g.snaps.index.Load()
 	g.store = &store{database: l.db, shard: shard}
 	r, err := g.store.recover(l.cfg.Dir, snapshotIndex)
 	if err != nil {
@@ -321,7 +324,7 @@ func (l *Log) startRaft(g *group) (err error) {
 			return cause
 		}
 		if g.fsm.restoreErr != nil { // the file is sound; the machine does not accept it
-			return fmt.Errorf("shard %d: restore the snapshot at entry %d: %w", g.shard, g.snapshotIndex.Load(), g.fsm.restoreErr)
+			return fmt.Errorf("shard %d: restore the snapshot at entry %d: %w", g.shard, g.snaps.index.Load(), g.fsm.restoreErr)
 		}
 		return fmt.Errorf("shard %d: %w", g.shard, err)
 	}
@@ -446,7 +449,7 @@ func (l *Log) writeFloor() error {
 	for i, g := range l.groups {
 		marks[i] = floorMark{last: g.store.last.Load(), term: g.store.term.Load()}
 		if marks[i].last == 0 {
-			marks[i].last = g.snapshotIndex.Load()
+			marks[i].last = g.snaps.index.Load()
 		}
 	}
 	if l.floorLast != nil && slices.Equal(marks, l.floorLast) {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
@@ -38,6 +39,9 @@ type snapStore struct {
 	disk   vfs.FS
 	dir    string
 	retain int
+	// index of the newest snapshot that is durable; 0: none. It is raised before
+	// the Raft library cuts the log off below it.
+	index atomic.Uint64
 }
 
 var _ raft.SnapshotStore = (*snapStore)(nil)
@@ -86,7 +90,7 @@ func (s *snapStore) Create(version raft.SnapshotVersion, index, term uint64, con
 	if err != nil {
 		return nil, err
 	}
-	k := &snapSink{store: s, id: meta.ID, tmp: tmp, file: f, frame: make([]byte, 0, snapFrameBytes)}
+	k := &snapSink{store: s, id: meta.ID, index: index, tmp: tmp, file: f, frame: make([]byte, 0, snapFrameBytes)}
 	b := append([]byte(nil), snapMagic...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(header)))
 	b = append(b, header...)
@@ -169,21 +173,21 @@ func (s *snapStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	return meta, r, nil
 }
 
-// newest verifies the newest snapshot from end to end and returns its index; 0:
-// there is none.
-func (s *snapStore) newest() (uint64, error) {
+// recover verifies the newest snapshot from end to end and sets the index.
+func (s *snapStore) recover() error {
 	metas, err := s.List()
 	if err != nil || len(metas) == 0 {
-		return 0, err
+		return err
 	}
 	meta, r, err := s.Open(metas[0].ID)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if _, err := io.Copy(io.Discard, r); err != nil {
-		return 0, errors.Join(fmt.Errorf("%s: %w", s.path(meta.ID), err), r.Close())
+		return errors.Join(fmt.Errorf("%s: %w", s.path(meta.ID), err), r.Close())
 	}
-	return meta.Index, r.Close()
+	s.index.Store(meta.Index)
+	return r.Close()
 }
 
 // prune removes all but the newest.
@@ -203,6 +207,7 @@ func (s *snapStore) prune() error {
 type snapSink struct {
 	store *snapStore
 	id    string
+	index uint64
 	tmp   string
 	file  vfs.File
 	frame []byte
@@ -286,6 +291,7 @@ func (k *snapSink) Close() error {
 	if err := syncDir(k.store.disk, k.store.dir); err != nil {
 		return err
 	}
+	k.store.index.Store(k.index)
 	return k.store.prune()
 }
 

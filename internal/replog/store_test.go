@@ -312,7 +312,7 @@ func TestSnapshotFiles(t *testing.T) {
 	if err := errors.Join(r.Close(), r.Close()); err != nil {
 		t.Error(err)
 	}
-	if n, err := s.newest(); n != 12 || err != nil {
-		t.Errorf("newest %d, %v", n, err)
+	if err := s.recover(); s.index.Load() != 12 || err != nil {
+		t.Errorf("newest %d, %v", s.index.Load(), err)
 	}
 }
