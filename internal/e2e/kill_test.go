@@ -128,7 +128,8 @@ func killAt(ctx context.Context, t *testing.T, proc *serveproc.Process, books []
 	case err := <-done:
 		t.Fatalf("the load ended before %s was reached: %v", failpoint, err)
 	case <-ctx.Done():
-		t.Fatalf("%s was never reached", failpoint)
+		t.Fatalf("%s was never reached; %d transfers committed, %d aborted, %d sent again\n%s",
+			failpoint, load.Committed.Load(), load.Aborted.Load(), load.Retried.Load(), proc.Report(context.WithoutCancel(ctx)))
 	}
 	if err := proc.Start(ctx); err != nil {
 		t.Fatal(err)

@@ -248,7 +248,7 @@ func (r *runner) call(c *shard.Call) {
 		Operations: c.Operations, Digest: c.Digest, TraceParent: c.TraceParent,
 	}
 	r.n.caller.Call(out, e.endpoint, func(res rm.Result) {
-		failpointCall("after-call", c.Phase)
+		failpointCall("after-call", done.Phase) // c is the shard's again by now
 		r.n.metrics.called(out, &res)
 		done.Answer, done.Reason, done.Results = translate(&res), res.Reason, res.Results
 		select {

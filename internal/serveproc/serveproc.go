@@ -107,11 +107,7 @@ func (p *Process) Ready(ctx context.Context) error {
 		}
 		select {
 		case <-p.exited:
-			text, _ := os.ReadFile(p.LogFile())
-			if len(text) > 4096 {
-				text = text[len(text)-4096:]
-			}
-			return fmt.Errorf("%w; its log ends:\n%s", ErrExited, text)
+			return fmt.Errorf("%w; its log ends:\n%s", ErrExited, p.logTail())
 		case <-ctx.Done():
 			return fmt.Errorf("the coordinator is not ready: %w", ctx.Err())
 		case <-time.After(5 * time.Millisecond):
@@ -144,6 +140,28 @@ func (p *Process) Get(ctx context.Context, path string) ([]byte, error) {
 		err = fmt.Errorf("%s answered %d: %s", path, resp.StatusCode, body)
 	}
 	return body, err
+}
+
+func (p *Process) logTail() []byte {
+	text, _ := os.ReadFile(p.LogFile()) // a report without it is a report still
+	return text[max(0, len(text)-4096):]
+}
+
+// Report says for a failed test what the process is at: its metrics, the
+// transactions it has open, and the end of its log.
+func (p *Process) Report(ctx context.Context) string {
+	var b strings.Builder
+	for _, path := range []string{"/readyz", "/v1/services", "/v1/transactions?state=active", "/v1/transactions?state=preparing", "/v1/transactions?state=in_doubt", "/metrics"} {
+		body, err := p.Get(ctx, path)
+		fmt.Fprintf(&b, "%s: %v\n", path, err)
+		for line := range strings.Lines(string(body[:min(len(body), 16<<10)])) {
+			if path != "/metrics" || strings.HasPrefix(line, "assent_") && !strings.Contains(line, "_bucket{") {
+				b.WriteString(line)
+			}
+		}
+	}
+	fmt.Fprintf(&b, "\nlog:\n%s", p.logTail())
+	return b.String()
 }
 
 // Settled waits until every transaction has ended, and then checks that no hazard
