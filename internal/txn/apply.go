@@ -202,6 +202,8 @@ func (s *State) applyBegin(c *Begin) {
 func (s *State) admits(b *BeginBranch) reason.Code {
 	v := s.served[b.Service]
 	switch {
+	case v == nil && b.Generation <= s.nextGen:
+		return reason.UnknownService // the registry is here, and this generation was removed from it
 	case v == nil:
 		return ""
 	case b.Generation < v.generation:

@@ -73,6 +73,7 @@ func (s *State) applyRemoveService(name string) {
 		return // overtaken: the leader asks again when the last branch has ended
 	}
 	delete(s.services, name)
+	delete(s.served, name) // nextGen tells its generations from those yet to come
 	s.registry++
 	s.emit(Effect{Kind: EffectServiceRemoved, Name: name})
 }
