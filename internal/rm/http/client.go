@@ -3,7 +3,6 @@ package rmhttp
 import (
 	"context"
 	"crypto/tls"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"sync"
@@ -52,10 +51,10 @@ func (c Config) withDefaults() Config {
 
 // Client implements rm.Caller over HTTP. It is safe for concurrent use.
 type Client struct {
-	cfg       Config
-	transport *http.Transport
-	ctx       context.Context //nolint:containedctx // ends every try at Close
-	cancel    context.CancelFunc
+	cfg    Config
+	pool   *pool
+	ctx    context.Context //nolint:containedctx // ends every try at Close
+	cancel context.CancelFunc
 
 	mu       sync.Mutex // guards what follows; held only for queue moves, never while calling out
 	closed   bool
@@ -81,12 +80,12 @@ func New(cfg Config) *Client {
 	cfg = cfg.withDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Client{
-		cfg:       cfg,
-		transport: newTransport(cfg),
-		ctx:       ctx,
-		cancel:    cancel,
-		services:  make(map[string]*service),
-		urls:      make(map[string]*url.URL),
+		cfg:      cfg,
+		pool:     newPool(cfg),
+		ctx:      ctx,
+		cancel:   cancel,
+		services: make(map[string]*service),
+		urls:     make(map[string]*url.URL),
 	}
 }
 
@@ -244,9 +243,9 @@ func (cl *Client) Close() {
 	}
 	cl.idle = nil
 	cl.mu.Unlock()
-	cl.cancel()
+	cl.cancel() // ends what connects
+	cl.pool.close()
 	cl.running.Wait()
-	cl.transport.CloseIdleConnections()
 }
 
 // parseURL parses each registered URL once. The result must not be changed.

@@ -3,34 +3,33 @@ package rmhttp
 import (
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"syscall"
 	"time"
+	"unicode/utf8"
+
+	"golang.org/x/net/idna"
 )
 
-// newTransport is a transport of the coordinator's own: no proxy from the
-// environment, no decompression, no redirect (RoundTrip never follows one).
-func newTransport(cfg Config) *http.Transport {
-	dialer := &net.Dialer{
+// newDialer connects to participants only, whatever a name resolves to.
+func newDialer(cfg Config) net.Dialer {
+	return net.Dialer{
 		Timeout:   cfg.DialTimeout,
 		KeepAlive: 30 * time.Second,
 		Control: func(_, address string, _ syscall.RawConn) error {
 			return checkAddress(address, cfg.AllowedNetworks)
 		},
 	}
-	return &http.Transport{
-		Proxy:                  nil,
-		DialContext:            dialer.DialContext,
-		TLSClientConfig:        cfg.TLS,
-		TLSHandshakeTimeout:    cfg.DialTimeout,
-		ForceAttemptHTTP2:      true,
-		DisableCompression:     true,
-		MaxIdleConns:           0, // bounded per host; hosts come from the registry
-		MaxIdleConnsPerHost:    cfg.MaxIdleConns,
-		IdleConnTimeout:        cfg.IdleConnTimeout,
-		MaxResponseHeaderBytes: 64 << 10,
+}
+
+// asciiHost is a host name as DNS knows it.
+func asciiHost(host string) (string, error) {
+	for i := range len(host) {
+		if host[i] >= utf8.RuneSelf {
+			return idna.Lookup.ToASCII(host)
+		}
 	}
+	return host, nil
 }
 
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")

@@ -9,9 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/assent-tx/assent/internal/rm"
@@ -86,14 +86,22 @@ func (cl *Client) ask(c *rm.Call, phase rm.Phase, target string, timeout time.Du
 	if err != nil {
 		return rm.Result{Reason: printable(fmt.Sprintf("%s URL: %v", phase, err), maxReasonBytes)}
 	}
-	ctx, cancel := context.WithTimeout(cl.ctx, timeout)
-	defer cancel()
-	body := &callBody{encoded: appendCall(make([]byte, 0, callSize(c, phase)), c, phase)}
-	resp, err := cl.transport.RoundTrip(newRequest(ctx, u, c, phase, body))
+	encoded := appendCall(make([]byte, 0, callSize(c, phase)), c, phase)
+	open := func() io.ReadCloser { return io.NopCloser(bytes.NewReader(encoded)) }
+	req := newRequest(u, c, phase, len(encoded))
+	req.Body = open()
+	resp, err := cl.pool.roundTrip(cl.ctx, time.Now().Add(timeout), req, open)
 	if err != nil {
 		return rm.Result{Sent: !neverConnected(err), Reason: cl.describe(err, timeout)}
 	}
-	defer resp.Body.Close()
+	whole := false
+	defer func() {
+		if whole {
+			resp.release()
+		} else {
+			resp.drop()
+		}
+	}()
 
 	buf := answerBuffers.Get().(*bytes.Buffer)
 	defer func() {
@@ -103,6 +111,7 @@ func (cl *Client) ask(c *rm.Call, phase rm.Phase, target string, timeout time.Du
 		}
 	}()
 	n, err := io.Copy(buf, io.LimitReader(resp.Body, int64(cl.cfg.MaxResponseBytes)+1))
+	whole = err == nil && n <= int64(cl.cfg.MaxResponseBytes)
 	finished2xx := (phase == rm.Commit || phase == rm.Rollback) && resp.StatusCode >= 200 && resp.StatusCode <= 299
 	switch {
 	case finished2xx: // the status line said it all
@@ -124,7 +133,7 @@ var (
 
 // newRequest builds the request without the parsing and copying of
 // http.NewRequest: URL and constant headers are shared and never changed.
-func newRequest(ctx context.Context, u *url.URL, c *rm.Call, phase rm.Phase, body *callBody) *http.Request {
+func newRequest(u *url.URL, c *rm.Call, phase rm.Phase, bodyBytes int) *http.Request {
 	key := make([]byte, 0, 64)
 	key = c.Txn.Append(key)
 	key = append(key, '/')
@@ -139,7 +148,7 @@ func newRequest(ctx context.Context, u *url.URL, c *rm.Call, phase rm.Phase, bod
 	if c.TraceParent != "" {
 		header["Traceparent"] = []string{c.TraceParent}
 	}
-	req := &http.Request{
+	return &http.Request{
 		Method:        http.MethodPost,
 		URL:           u,
 		Host:          u.Host,
@@ -147,38 +156,8 @@ func newRequest(ctx context.Context, u *url.URL, c *rm.Call, phase rm.Phase, bod
 		ProtoMajor:    1,
 		ProtoMinor:    1,
 		Header:        header,
-		Body:          body.open(),
-		ContentLength: int64(len(body.encoded)),
-		GetBody:       body.replay,
+		ContentLength: int64(bodyBytes),
 	}
-	return req.WithContext(ctx)
-}
-
-// callBody is the encoded call.
-//
-// net/http sends a request again by itself when it has an Idempotency-Key, a
-// GetBody, and the reused connection broke before an answer. That is wanted once:
-// a server that closed an idle keep-alive connection would otherwise cost a whole
-// backoff, and a doubled call is normal by contract. It is not wanted for every
-// idle connection in turn, which a participant that dies of a request would see
-// as a burst of it: the second replay is refused.
-type callBody struct {
-	encoded  []byte
-	replayed atomic.Bool
-}
-
-var errReplayed = errors.New("the connection broke twice")
-
-// open returns a reader that net/http knows to be in memory: it then writes header
-// and body at once. With any other reader it flushes the header first, which costs
-// a packet, and a system call at each end.
-func (b *callBody) open() io.ReadCloser { return io.NopCloser(bytes.NewReader(b.encoded)) }
-
-func (b *callBody) replay() (io.ReadCloser, error) {
-	if b.replayed.Swap(true) {
-		return nil, errReplayed
-	}
-	return b.open(), nil
 }
 
 // neverConnected reports whether the call certainly never left: no connection.
@@ -192,7 +171,7 @@ func (cl *Client) describe(err error, timeout time.Duration) string {
 	switch {
 	case cl.ctx.Err() != nil:
 		return "the coordinator is shutting down"
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return "no answer within " + timeout.String()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "the connection was closed before the answer was complete"
