@@ -22,6 +22,7 @@ type benchCmd struct {
 	Rounds      int           `default:"5" help:"Rounds of transactions and floor in turns; medians are reported."`
 	Duration    time.Duration `default:"20s" help:"Time for the transactions of all rounds together; the floor takes about as long again."`
 	Warmup      time.Duration `default:"2s" help:"Time before the first round, not counted."`
+	Suite       bool          `help:"Measure everything that docs/PERFORMANCE.md promises, in about three minutes. Of the settings above, none applies."`
 	URL         string        `help:"Aim at a running coordinator instead of starting one. It must reach this machine's loopback addresses."`
 	Dir         string        `type:"path" help:"Where the data goes; the disk that it is on is measured. Default: a temporary directory."`
 	Output      string        `enum:"text,json" default:"text" help:"text or json."`
@@ -49,6 +50,17 @@ func (c *benchCmd) Run() error {
 	if err != nil {
 		return err
 	}
+	if c.Suite {
+		suite, err := bench.RunSuite(ctx, self, c.Dir, os.Stderr)
+		if err != nil {
+			return err
+		}
+		if c.Output == "json" {
+			return printJSON(suite)
+		}
+		suite.Print(os.Stdout)
+		return nil
+	}
 	report, err := bench.Run(ctx, bench.Config{
 		Binary: self, Dir: c.Dir, URL: c.URL, Concurrency: max(c.Concurrency, 1), Branches: max(c.Branches, 1), Keys: max(c.Keys, 0),
 		Payload: max(c.Payload, 0), Services: max(c.Services, 0), Open: max(c.Open, 0), Rounds: max(c.Rounds, 1), Duration: c.Duration, Warmup: c.Warmup,
@@ -57,12 +69,16 @@ func (c *benchCmd) Run() error {
 		return err
 	}
 	if c.Output == "json" {
-		enc := json.NewEncoder(os.Stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(report)
+		return printJSON(report)
 	}
 	report.Print(os.Stdout)
 	return nil
+}
+
+func printJSON(v any) error {
+	enc := json.NewEncoder(os.Stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }
 
 // benchParticipantsCmd is the hidden child process of bench.

@@ -92,7 +92,7 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 func (c *serveCmd) limits() server.Limits {
 	return server.Limits{
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxOperations: c.MaxOperations, MaxKeys: c.MaxKeys,
-		MaxRequestsInFlight: c.MaxWaitingRequests, MaxConnections: c.MaxWaitingRequests, RequestTimeout: c.RequestTimeout,
+		MaxRequestsInFlight: c.MaxWaitingRequests, MaxConnections: 2*c.MaxWaitingRequests + 1024, RequestTimeout: c.RequestTimeout,
 	}
 }
 

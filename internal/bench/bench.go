@@ -34,9 +34,12 @@ type Config struct {
 	Payload     int    // bytes of each operation's payload
 	Services    int    // registered besides, taking part in nothing
 	Open        int    // transactions that wait for a lock all the time, besides
+	Ended       int    // transactions committed before the first round, at least
 	Rounds      int
 	Duration    time.Duration // of the transactions in all rounds together
 	Warmup      time.Duration // before the first round, not counted
+	ServeFlags  []string      // further flags of the coordinator that is started
+	NoFloor     bool          // do not measure the floor
 }
 
 // Report is what a run found. Rates are per second, times in milliseconds.
@@ -99,7 +102,7 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 	defer parts.stop()
 	coord := &coordinator{url: cfg.URL}
 	if cfg.URL == "" {
-		proc, err := serveproc.New(cfg.Binary, filepath.Join(dir, "coordinator"))
+		proc, err := serveproc.New(cfg.Binary, filepath.Join(dir, "coordinator"), cfg.ServeFlags...)
 		if err != nil {
 			return nil, err
 		}
@@ -135,15 +138,8 @@ type round struct {
 
 func (b *run) rounds(ctx context.Context, log *floorLog, progress io.Writer) (*Report, error) {
 	cfg := b.cfg
-	warm, err := b.transactions(ctx, cfg.Warmup)
-	if err == nil {
-		err = b.audit(ctx, len(warm.took)) // their commits must not be counted below
-	}
-	if err != nil {
+	if err := b.warmUp(ctx); err != nil {
 		return nil, fmt.Errorf("warm-up: %w", err)
-	}
-	if err := b.parts.reset(ctx); err != nil {
-		return nil, err
 	}
 	var rounds []round
 	var spent use // by the transactions alone
@@ -163,6 +159,10 @@ func (b *run) rounds(ctx context.Context, log *floorLog, progress io.Writer) (*R
 		spent.add(end.minus(start))
 		if len(r.txns.took) == 0 {
 			return nil, errors.New("no transaction was committed in a whole round")
+		}
+		if cfg.NoFloor {
+			rounds = append(rounds, r)
+			continue
 		}
 		perTxn := end.minus(start).perTxn(len(r.txns.took))
 		if r.calls, err = b.bareCalls(ctx, cfg.Duration/time.Duration(2*cfg.Rounds)); err != nil {
@@ -189,6 +189,22 @@ func (b *run) rounds(ctx context.Context, log *floorLog, progress io.Writer) (*R
 	return b.report(rounds, spent, total), nil
 }
 
+// warmUp submits for the time asked for, and until enough transactions have ended.
+func (b *run) warmUp(ctx context.Context) error {
+	for ended, stretch := 0, b.cfg.Warmup; ; stretch = time.Second {
+		warm, err := b.transactions(ctx, stretch)
+		if err == nil {
+			err = b.audit(ctx, len(warm.took)) // their commits must not be counted below
+		}
+		if err == nil {
+			err = b.parts.reset(ctx)
+		}
+		if ended += len(warm.took); err != nil || ended >= b.cfg.Ended {
+			return err
+		}
+	}
+}
+
 func (b *run) report(rounds []round, spent use, total int) *Report {
 	cfg := b.cfg
 	r := &Report{Concurrency: cfg.Concurrency, Branches: cfg.Branches, Keys: cfg.Keys, Payload: cfg.Payload, Services: cfg.Services, Open: cfg.Open, Rounds: cfg.Rounds, Transactions: int64(total)}
@@ -211,7 +227,9 @@ func (b *run) report(rounds []round, spent use, total int) *Report {
 	slices.Sort(calls)
 	r.P50, r.P99, r.P999 = ms(quantile(all, 0.5)), ms(quantile(all, 0.99)), ms(quantile(all, 0.999))
 	r.FloorCallP50 = ms(quantile(calls, 0.5))
-	r.P50ToFloor = r.P50 / (3*r.FloorCallP50 + 2*r.FloorAppendP50)
+	if floor := 3*r.FloorCallP50 + 2*r.FloorAppendP50; floor > 0 {
+		r.P50ToFloor = r.P50 / floor
+	}
 	per := spent.perTxn(total)
 	r.CoordinatorCPU, r.ParticipantsCPU, r.ClientCPU, r.CoordinatorRSS = per.coordinatorUs, per.participantsUs, per.clientUs, per.rssMiB
 	r.AppendsPerTxn, r.BytesPerTxn, r.FsyncsPerTxn = per.appends, per.bytes, per.fsyncs

@@ -65,6 +65,49 @@ func TestReportOfKnownRounds(t *testing.T) {
 	}
 }
 
+// Every goal is judged from the runs it names, and in the right direction.
+func TestSuiteJudges(t *testing.T) {
+	s := Suite{Reports: map[string]*Report{}}
+	for _, r := range suiteRuns {
+		s.Reports[r.name] = &Report{
+			RatioToFloor: 0.6, TxnPerSecond: 100, FloorTxnPerSecond: 160, P50: 1, P50ToFloor: 1.2, P99: 10, CoordinatorCPU: 100,
+			CoordinatorRSS: 200, Keys: 1, Refused: 5,
+		}
+	}
+	s.Reports["256 keys"].Keys, s.Reports["256 keys"].CoordinatorCPU = 128, 6400
+	s.judge()
+	for i := range s.Goals {
+		if !s.Goals[i].Kept() {
+			t.Errorf("%+v", s.Goals[i])
+		}
+	}
+	for name, worse := range map[string]func(r *Report){
+		"64 clients":             func(r *Report) { r.RatioToFloor = 0.4 },
+		"1 client":               func(r *Report) { r.P50ToFloor = 1.6 },
+		"10,000 open":            func(r *Report) { r.CoordinatorCPU = 140 },
+		"10,000 services":        func(r *Report) { r.CoordinatorCPU = 140 },
+		"256 keys":               func(r *Report) { r.CoordinatorCPU = 128 * 140 },
+		"full, no snapshots":     func(r *Report) { r.CoordinatorRSS = 600 },
+		"full, snapshots":        func(r *Report) { r.P99 = 31 },
+		"640 clients, 64 served": func(r *Report) { r.TxnPerSecond = 79 },
+		"640 clients":            func(r *Report) { r.TxnPerSecond = 79 },
+	} {
+		good := *s.Reports[name]
+		worse(s.Reports[name])
+		s.judge()
+		missed := 0
+		for i := range s.Goals {
+			if !s.Goals[i].Kept() {
+				missed++
+			}
+		}
+		if missed != 1 {
+			t.Errorf("%s made worse: %d goals are missed, want 1", name, missed)
+		}
+		*s.Reports[name] = good
+	}
+}
+
 func TestMetric(t *testing.T) {
 	text := []byte("# HELP a_total x\na_total 17\na_total_more 3\nb{x=\"1\"} 4\nc 1.5e3\n")
 	for name, want := range map[string]float64{"a_total": 17, "a_total_more": 3, "c": 1500, "missing": 0} {

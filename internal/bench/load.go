@@ -119,6 +119,14 @@ func (b *run) do(req *http.Request, buf *bytes.Buffer) (int, []byte, error) {
 		return 0, nil, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+		seconds, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+		if err != nil || seconds < 1 {
+			return 0, nil, fmt.Errorf("status %d with Retry-After %q", resp.StatusCode, resp.Header.Get("Retry-After"))
+		}
+		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20)) // for the connection's sake
+		return 0, nil, &refusedError{time.Duration(seconds) * time.Second}
+	}
 	if buf == nil {
 		buf = new(bytes.Buffer)
 	}
@@ -138,13 +146,15 @@ type sample struct {
 
 func (s sample) rate() float64 { return float64(len(s.took)) / s.elapsed.Seconds() }
 
-var (
-	errRefused = errors.New("refused: overloaded")
-	errDone    = errors.New("this client has nothing more to do")
-)
+var errDone = errors.New("this client has nothing more to do")
+
+// refusedError: overloaded; the client is asked to come back after a time.
+type refusedError struct{ after time.Duration }
+
+func (e *refusedError) Error() string { return "refused, retry after " + e.after.String() }
 
 // inParallel runs work from every client for a time. A client that is refused
-// pauses before it tries again, as a real one would.
+// pauses as long as it is asked to.
 func (b *run) inParallel(ctx context.Context, duration time.Duration, work func(buf *bytes.Buffer) error) (sample, error) {
 	samples := make([][]time.Duration, b.cfg.Concurrency)
 	var refused atomic.Int64
@@ -156,14 +166,16 @@ func (b *run) inParallel(ctx context.Context, duration time.Duration, work func(
 			var buf bytes.Buffer
 			for ctx.Err() == nil && failed.Load() == nil && time.Since(start) < duration {
 				began := time.Now()
+				var overload *refusedError
 				switch err := work(&buf); {
 				case err == nil:
 					samples[i] = append(samples[i], time.Since(began))
 				case errors.Is(err, errDone):
 					return
-				case errors.Is(err, errRefused):
+				case errors.As(err, &overload):
 					refused.Add(1)
-					time.Sleep(50*time.Millisecond + mathrand.N(50*time.Millisecond))
+					pause := overload.after + mathrand.N(overload.after/4)
+					time.Sleep(min(pause, duration-time.Since(start)))
 				default:
 					failed.CompareAndSwap(nil, &err)
 				}
@@ -194,8 +206,6 @@ func (b *run) transactions(ctx context.Context, duration time.Duration) (sample,
 		switch {
 		case err != nil:
 			return err
-		case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable:
-			return errRefused
 		case status != http.StatusOK || !bytes.Contains(answer, []byte(`"committ`)):
 			return fmt.Errorf("status %d: %s", status, answer)
 		}

@@ -14,7 +14,7 @@ import (
 // use is what has been used up to a moment; by difference, in a stretch.
 type use struct {
 	coordinatorUs, participantsUs, clientUs float64
-	rssMiB                                  float64 // the latest, not a difference
+	rssMiB                                  float64 // the most so far, not a difference
 	appends, commands, bytes, fsyncs        float64
 }
 
@@ -60,6 +60,11 @@ func (b *run) usage(ctx context.Context) (use, error) {
 		commands: metric(text, "assent_append_commands_sum"), fsyncs: metric(text, "assent_log_fsyncs_total"),
 		coordinatorUs: 1e6 * metric(text, "process_cpu_seconds_total"), rssMiB: metric(text, "process_resident_memory_bytes") / (1 << 20),
 	}
+	if b.coord.pid != 0 {
+		if u.rssMiB, err = peakMiB(b.coord.pid); err != nil {
+			return use{}, err
+		}
+	}
 	if u.participantsUs, err = cpuUs(b.parts.cmd.Process.Pid); err != nil {
 		return use{}, err
 	}
@@ -86,6 +91,20 @@ func metric(text []byte, name string) float64 {
 		return 0
 	}
 	return v
+}
+
+// peakMiB is the most memory that another process ever had resident (proc(5)).
+func peakMiB(pid int) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	var kb float64
+	_, rest, _ := bytes.Cut(text, []byte("\nVmHWM:"))
+	if _, err := fmt.Sscan(string(rest), &kb); err != nil {
+		return 0, fmt.Errorf("no VmHWM in the status of process %d: %w", pid, err)
+	}
+	return kb / 1024, nil
 }
 
 // cpuUs is the processor time of another process (proc(5)).

@@ -17,7 +17,7 @@ type Config struct {
 	MaxResults         int           // values a prepare answer may return; over it the answer is indefinite. Default 64
 	MaxWaitingPrepares int           // calls waiting for a slot, per service; further ones are refused unsent. Default 10,000
 	MaxWaitingFinishes int           // the same for commit, rollback and status. Default 100,000
-	MaxIdleConns       int           // idle connections kept per host. Default 256
+	MaxIdleConns       int           // idle connections kept per host, until the timeout below. Default 2,048
 	DialTimeout        time.Duration // of one connect, TLS handshake apart. Default 2s
 	IdleConnTimeout    time.Duration // after which an idle connection is closed. Default 60s
 	TLS                *tls.Config   // for https endpoints; nil: the system's roots
@@ -43,7 +43,7 @@ func (c Config) withDefaults() Config {
 	setInt(&c.MaxResults, 64)
 	setInt(&c.MaxWaitingPrepares, 10_000)
 	setInt(&c.MaxWaitingFinishes, 100_000)
-	setInt(&c.MaxIdleConns, 256)
+	setInt(&c.MaxIdleConns, 2048)
 	setDuration(&c.DialTimeout, 2*time.Second)
 	setDuration(&c.IdleConnTimeout, time.Minute)
 	return c
