@@ -63,8 +63,9 @@ mutants: ## plant every known bug (or MUTANTS), one at a time: some test must fa
 kill: ## ROUNDS of SIGKILL at every named point under load, with an audit after each
 	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run Kill -kill.rounds $(ROUNDS)
 
-bench: ## benchmarks matching BENCH; docs/PERFORMANCE.md says what to expect
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+bench: ## benchmarks matching BENCH, then the coordinator as a whole; docs/PERFORMANCE.md says what to expect
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime 300ms ./...
+	$(GO) run ./cmd/assent bench --suite
 
 proto: ## generate Go code and api/openapi.json from the proto files
 	scripts/proto.sh
