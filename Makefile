@@ -22,7 +22,7 @@ help: ## this list
 	@echo
 	@echo "  make sim SEEDS=$(SEEDS)   make fuzz FUZZTIME=$(FUZZTIME)   make kill ROUNDS=$(ROUNDS)   make mutants MUTANTS='name name'"
 
-deps: ## install what the tests need and this machine lacks (a C compiler, for the race detector)
+deps: ## install what the tests need and this machine lacks (a C compiler for the race detector, PostgreSQL)
 	@scripts/install-test-deps.sh
 
 build: ## bin/assent, static

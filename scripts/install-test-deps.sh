@@ -10,6 +10,8 @@ command -v make >/dev/null || missing+=(make)
 if ! echo '#include <stdlib.h>' | "${CC:-gcc}" -E - >/dev/null 2>&1; then
 	missing+=(gcc libc6-dev)
 fi
+# A PostgreSQL server; the tests start their own throw-away clusters of it.
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
 # Modules are fetched over TLS.
 [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -d /etc/pki ] || [ -n "${SSL_CERT_FILE:-}" ] || missing+=(ca-certificates)
 
@@ -34,5 +36,14 @@ if [ "$(id -u)" -ne 0 ]; then
 	as_root=(sudo -n)
 fi
 echo "installing for the tests: ${missing[*]}"
+case " ${missing[*]} " in *" postgresql "*)
+	# Without the cluster that the package would make and start.
+	if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+		"${as_root[@]}" mkdir -p /etc/postgresql-common
+		echo "create_main_cluster = false" | "${as_root[@]}" tee /etc/postgresql-common/createcluster.conf >/dev/null
+	fi
+	;;
+esac
 "${as_root[@]}" apt-get update -qq
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	-o Dpkg::Options::=--force-confold "${missing[@]}" >/dev/null

@@ -57,6 +57,7 @@ var Table = map[string]Package{
 
 	// Test beds and the demo.
 	"internal/ledger":    {Ring: Edge, Imports: []string{"internal/txnid", "participant"}},
+	"internal/pgtest":    {Ring: Edge},
 	"internal/serveproc": {Ring: Edge, Imports: []string{"internal/txnid"}},
 	"internal/e2e":       {Ring: Edge, Imports: []string{"internal/ledger", "internal/serveproc"}},
 	"internal/bench":     {Ring: Edge, Imports: []string{"internal/replog", "internal/serveproc", "internal/txnid"}},
@@ -78,7 +79,7 @@ var Libraries = map[string][]string{
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
 	"math/rand":                           {"internal/sim", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "participant", ".", "cmd/assent"},
-	"testing":                             {"rm/rmtest", "internal/rm/rmtest"},
+	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
 }
 
 // pureImports is all that the pure ring may import of others: each gives the
