@@ -25,6 +25,7 @@ const (
 // Call is one message of the coordinator, checked for form.
 type Call struct {
 	Phase          Phase
+	Cluster        string // the coordinator's, 32 hexadecimal digits; empty: not given
 	Transaction    string
 	Branch         uint32
 	Service        string
@@ -123,6 +124,7 @@ const (
 // that a newer coordinator can speak to an older participant.
 func parseCall(body []byte, maxOperations int) (*Call, error) {
 	var w struct {
+		Cluster        string  `json:"cluster"`
 		Transaction    string  `json:"transaction"`
 		Branch         uint32  `json:"branch"`
 		Service        string  `json:"service"`
@@ -144,13 +146,15 @@ func parseCall(body []byte, maxOperations int) (*Call, error) {
 		return nil, fmt.Errorf("body: %w", err)
 	}
 	c := &Call{
-		Phase: w.Phase, Transaction: w.Transaction, Branch: w.Branch, Service: w.Service,
+		Phase: w.Phase, Cluster: w.Cluster, Transaction: w.Transaction, Branch: w.Branch, Service: w.Service,
 		Attempt: w.Attempt, Term: w.Term, Token: w.Token, ForgottenBelow: w.ForgottenBelow,
 		Digest: w.Digest, OnePhase: w.OnePhase,
 	}
 	switch {
 	case !validID(c.Transaction):
 		return nil, fmt.Errorf("transaction: %q is not a UUIDv7 in canonical text", clip(c.Transaction, 64))
+	case c.Cluster != "" && !validCluster(c.Cluster):
+		return nil, fmt.Errorf("cluster: %q is not 32 hexadecimal digits", clip(c.Cluster, 64))
 	case c.Branch == 0:
 		return nil, errors.New("branch: missing or 0")
 	case c.Service == "":
@@ -208,6 +212,10 @@ func validID(s string) bool {
 		}
 	}
 	return true
+}
+
+func validCluster(s string) bool {
+	return len(s) == 32 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // randA is the 12 bits of a valid id that name its home: modulo the shard count.

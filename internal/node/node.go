@@ -74,6 +74,7 @@ type Node struct {
 	runners  []*runner
 	registry atomic.Pointer[registry] // local copy of shard 0's
 	tokens   atomic.Uint64
+	cluster  string        // set by Start, before anything is called
 	listing  chan struct{} // one scan of a shard's transactions at a time
 	metrics  *Metrics
 	stop     chan struct{}
@@ -116,6 +117,7 @@ func (n *Node) Start(log Log) error {
 	if _, err := hex.Decode(cluster[:], []byte(log.ClusterID())); err != nil {
 		return fmt.Errorf("cluster id %q: %w", log.ClusterID(), err)
 	}
+	n.cluster = log.ClusterID()
 	for _, r := range n.runners {
 		err := r.run(context.Background(), func(sh *shard.Shard) { sh.Identify(cluster, uint32(log.Incarnation())) })
 		if err != nil {

@@ -243,7 +243,7 @@ func (r *runner) call(c *shard.Call) {
 		return
 	}
 	out := &rm.Call{
-		Phase: phases[c.Phase], Service: c.Service, Generation: c.Generation, Txn: c.ID, Branch: c.Branch + 1, Attempt: c.Attempt,
+		Phase: phases[c.Phase], Cluster: r.n.cluster, Service: c.Service, Generation: c.Generation, Txn: c.ID, Branch: c.Branch + 1, Attempt: c.Attempt,
 		Term: c.Term, Shard: r.idx, Shards: r.n.cfg.Shards, Token: c.Token, Forgotten: c.Forgotten, OnePhase: c.OnePhase,
 		Operations: c.Operations, Digest: c.Digest, TraceParent: c.TraceParent,
 	}

@@ -31,6 +31,7 @@ func (p Phase) String() string { return phaseNames[p] }
 // Call is one request to a participant. It is immutable once handed to a Caller.
 type Call struct {
 	Phase      Phase
+	Cluster    string // 32 hexadecimal digits: names the coordinator, whatever its nodes
 	Service    string
 	Generation uint64 // of the registration the branch is bound to
 	Txn        txnid.ID

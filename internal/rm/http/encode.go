@@ -13,6 +13,8 @@ import (
 func appendCall(dst []byte, c *rm.Call, phase rm.Phase) []byte {
 	dst = append(dst, `{"transaction":"`...)
 	dst = c.Txn.Append(dst)
+	dst = append(dst, `","cluster":"`...)
+	dst = append(dst, c.Cluster...) // hexadecimal digits
 	dst = append(dst, `","branch":`...)
 	dst = strconv.AppendUint(dst, uint64(c.Branch), 10)
 	dst = append(dst, `,"service":`...)
@@ -58,7 +60,7 @@ func appendCall(dst []byte, c *rm.Call, phase rm.Phase) []byte {
 
 // callSize is at least the length of appendCall's result when nothing is escaped.
 func callSize(c *rm.Call, phase rm.Phase) int {
-	n := 320 + len(c.Service) + len(c.Token)
+	n := 370 + len(c.Service) + len(c.Token)
 	if phase == rm.Prepare {
 		n += 140
 		for _, payload := range c.Operations {

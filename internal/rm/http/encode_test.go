@@ -16,7 +16,7 @@ func TestCallBodies(t *testing.T) {
 	c := call(rm.Prepare)
 	c.Digest = [32]byte{0xab, 31: 0xcd}
 	digest := hex.EncodeToString(c.Digest[:])
-	head := `{"transaction":"` + c.Txn.String() + `","branch":2,"service":"ledger","phase":"`
+	head := `{"transaction":"` + c.Txn.String() + `","cluster":"00112233445566778899aabbccddeeff","branch":2,"service":"ledger","phase":"`
 	mid := `","attempt":3,"term":4,"token":"0001"`
 	want := head + "prepare" + mid + `,"shard":0,"shards":1,"operations":[{"payload":{"amount":5}},{"payload":"x"}],"count":2,"digest":"` + digest + `"}`
 	if got := string(appendCall(nil, c, c.Phase)); got != want {

@@ -41,7 +41,7 @@ func at(url string) rm.Endpoint {
 
 func call(phase rm.Phase) *rm.Call {
 	c := &rm.Call{
-		Phase: phase, Service: "ledger", Txn: txnid.New(1764000000000, [10]byte{1, 2, 3}),
+		Phase: phase, Cluster: "00112233445566778899aabbccddeeff", Service: "ledger", Txn: txnid.New(1764000000000, [10]byte{1, 2, 3}),
 		Branch: 2, Attempt: 3, Term: 4, Shards: 1, Token: "0001",
 	}
 	if phase == rm.Prepare {
