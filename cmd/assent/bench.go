@@ -23,6 +23,7 @@ type benchCmd struct {
 	Duration    time.Duration `default:"20s" help:"Time for the transactions of all rounds together; the floor takes about as long again."`
 	Warmup      time.Duration `default:"2s" help:"Time before the first round, not counted."`
 	Suite       bool          `help:"Measure everything that docs/PERFORMANCE.md promises, in about three minutes. Of the settings above, none applies."`
+	DSN         []string      `name:"dsn" placeholder:"DSN" help:"PostgreSQL databases to move money between, one for each participant, each behind an agent; the floor is then a loop that does the same by hand. Tables named assent_bench_… are made there anew. Repeatable."`
 	URL         string        `help:"Aim at a running coordinator instead of starting one. It must reach this machine's loopback addresses."`
 	Dir         string        `type:"path" help:"Where the data goes; the disk that it is on is measured. Default: a temporary directory."`
 	Output      string        `enum:"text,json" default:"text" help:"text or json."`
@@ -63,7 +64,7 @@ func (c *benchCmd) Run() error {
 	}
 	report, err := bench.Run(ctx, bench.Config{
 		Binary: self, Dir: c.Dir, URL: c.URL, Concurrency: max(c.Concurrency, 1), Branches: max(c.Branches, 1), Keys: max(c.Keys, 0),
-		Payload: max(c.Payload, 0), Services: max(c.Services, 0), Open: max(c.Open, 0), Rounds: max(c.Rounds, 1), Duration: c.Duration, Warmup: c.Warmup,
+		Payload: max(c.Payload, 0), Services: max(c.Services, 0), Open: max(c.Open, 0), Rounds: max(c.Rounds, 1), Duration: c.Duration, Warmup: c.Warmup, DSNs: c.DSN,
 	}, os.Stderr)
 	if err != nil {
 		return err

@@ -40,6 +40,7 @@ type Config struct {
 	Warmup      time.Duration // before the first round, not counted
 	ServeFlags  []string      // further flags of the coordinator that is started
 	NoFloor     bool          // do not measure the floor
+	DSNs        []string      // PostgreSQL databases to be the participants, by agents; empty: HTTP services that answer at once
 }
 
 // Report is what a run found. Rates are per second, times in milliseconds.
@@ -95,12 +96,8 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 		}
 		defer os.RemoveAll(dir)
 	}
-	parts, err := startParticipants(ctx, cfg.Binary)
-	if err != nil {
-		return nil, err
-	}
-	defer parts.stop()
-	coord := &coordinator{url: cfg.URL}
+	b := &run{cfg: cfg, coord: &coordinator{url: cfg.URL}, dir: dir, http: newClient(cfg.Concurrency)}
+	defer b.http.CloseIdleConnections()
 	if cfg.URL == "" {
 		proc, err := serveproc.New(cfg.Binary, filepath.Join(dir, "coordinator"), cfg.ServeFlags...)
 		if err != nil {
@@ -110,33 +107,36 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 			return nil, err
 		}
 		defer proc.Kill()
-		coord.url, coord.pid = proc.URL, proc.Pid()
+		b.coord.url, b.coord.pid = proc.URL, proc.Pid()
 	}
-	b := &run{cfg: cfg, coord: coord, parts: parts, client: newClient(cfg.Concurrency)}
-	defer b.client.CloseIdleConnections()
-	if err := b.register(ctx); err != nil {
+	if len(cfg.DSNs) > 0 {
+		b.work = &postgresWorkload{cfg: cfg}
+	} else {
+		b.work = &httpWorkload{cfg: cfg}
+	}
+	defer b.work.stop()
+	if err := b.work.start(ctx, b); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if b.silent != nil {
+			b.silent.stop()
+		}
+	}()
 	if err := b.background(ctx); err != nil {
 		return nil, err
 	}
-	log, err := openFloorLog(filepath.Join(dir, "floor"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.close()
-	return b.rounds(ctx, log, progress)
+	return b.rounds(ctx, progress)
 }
 
 // round is what one round measured.
 type round struct {
-	txns, calls  sample
-	appendRate   float64
-	appendTook   time.Duration
-	floor, ratio float64
+	txns  sample
+	floor floor
+	ratio float64
 }
 
-func (b *run) rounds(ctx context.Context, log *floorLog, progress io.Writer) (*Report, error) {
+func (b *run) rounds(ctx context.Context, progress io.Writer) (*Report, error) {
 	cfg := b.cfg
 	if err := b.warmUp(ctx); err != nil {
 		return nil, fmt.Errorf("warm-up: %w", err)
@@ -165,25 +165,18 @@ func (b *run) rounds(ctx context.Context, log *floorLog, progress io.Writer) (*R
 			continue
 		}
 		perTxn := end.minus(start).perTxn(len(r.txns.took))
-		if r.calls, err = b.bareCalls(ctx, cfg.Duration/time.Duration(2*cfg.Rounds)); err != nil {
+		if r.floor, err = b.work.floor(ctx, b, perTxn, 3*cfg.Duration/time.Duration(4*cfg.Rounds)); err != nil {
 			return nil, err
 		}
-		if r.appendRate, r.appendTook, err = log.appends(ctx, int(perTxn.bytes/max(perTxn.appends, 1e-9)), cfg.Duration/time.Duration(4*cfg.Rounds)); err != nil {
-			return nil, err
-		}
-		// Calls need the processors and appends the disk: side by side at best.
-		perCall := float64(1+2*cfg.Branches) / r.calls.rate()
-		perAppend := perTxn.appends / r.appendRate
-		r.floor = 1 / max(perCall, perAppend)
-		r.ratio = r.txns.rate() / r.floor
+		r.ratio = r.txns.rate() / r.floor.txnRate
 		rounds = append(rounds, r)
-		fmt.Fprintf(progress, "round %d of %d: %7.0f txn/s, floor %7.0f, ratio %.2f\n", i+1, cfg.Rounds, r.txns.rate(), r.floor, r.ratio)
+		fmt.Fprintf(progress, "round %d of %d: %7.0f txn/s, floor %7.0f, ratio %.2f\n", i+1, cfg.Rounds, r.txns.rate(), r.floor.txnRate, r.ratio)
 	}
 	total := 0
 	for _, r := range rounds {
 		total += len(r.txns.took)
 	}
-	if err := b.audit(ctx, total); err != nil {
+	if err := b.work.audit(ctx, total); err != nil {
 		return nil, err
 	}
 	return b.report(rounds, spent, total), nil
@@ -194,10 +187,10 @@ func (b *run) warmUp(ctx context.Context) error {
 	for ended, stretch := 0, b.cfg.Warmup; ; stretch = time.Second {
 		warm, err := b.transactions(ctx, stretch)
 		if err == nil {
-			err = b.audit(ctx, len(warm.took)) // their commits must not be counted below
+			err = b.work.audit(ctx, len(warm.took)) // their commits must not be counted below
 		}
 		if err == nil {
-			err = b.parts.reset(ctx)
+			err = b.work.reset(ctx)
 		}
 		if ended += len(warm.took); err != nil || ended >= b.cfg.Ended {
 			return err
@@ -212,13 +205,13 @@ func (b *run) report(rounds []round, spent use, total int) *Report {
 	var rates, floors, callRates, appendRates, appendTimes []float64
 	for _, x := range rounds {
 		all = append(all, x.txns.took...)
-		calls = append(calls, x.calls.took...)
+		calls = append(calls, x.floor.callTook...)
 		r.Refused += x.txns.refused
 		rates = append(rates, x.txns.rate())
-		floors = append(floors, x.floor)
-		callRates = append(callRates, x.calls.rate())
-		appendRates = append(appendRates, x.appendRate)
-		appendTimes = append(appendTimes, ms(x.appendTook))
+		floors = append(floors, x.floor.txnRate)
+		callRates = append(callRates, x.floor.callRate)
+		appendRates = append(appendRates, x.floor.appendRate)
+		appendTimes = append(appendTimes, ms(x.floor.appendTook))
 		r.Ratios = append(r.Ratios, math.Round(x.ratio*1000)/1000)
 	}
 	r.TxnPerSecond, r.FloorTxnPerSecond, r.RatioToFloor = median(rates), median(floors), median(r.Ratios)

@@ -53,9 +53,9 @@ func TestReportOfKnownRounds(t *testing.T) {
 	}
 	b := &run{cfg: Config{Branches: 2, Rounds: 3}}
 	r := b.report([]round{
-		{txns: sample{took: took(1, 2), elapsed: time.Second}, calls: sample{took: took(1), elapsed: time.Second}, floor: 4, ratio: 0.5},
-		{txns: sample{took: took(3, 4, 5, 6), elapsed: time.Second}, calls: sample{took: took(1), elapsed: time.Second}, floor: 5, ratio: 0.8},
-		{txns: sample{took: took(9), elapsed: time.Second}, calls: sample{took: took(1), elapsed: time.Second}, floor: 10, ratio: 0.1},
+		{txns: sample{took: took(1, 2), elapsed: time.Second}, floor: floor{txnRate: 4, callTook: took(1)}, ratio: 0.5},
+		{txns: sample{took: took(3, 4, 5, 6), elapsed: time.Second}, floor: floor{txnRate: 5, callTook: took(1)}, ratio: 0.8},
+		{txns: sample{took: took(9), elapsed: time.Second}, floor: floor{txnRate: 10, callTook: took(1)}, ratio: 0.1},
 	}, use{appends: 14, commands: 42, coordinatorUs: 700}, 7)
 	if r.TxnPerSecond != 2 || r.RatioToFloor != 0.5 || r.P50 != 4 || r.P99 != 9 || r.AppendsPerTxn != 2 || r.CommandsPerAppend != 3 || r.CoordinatorCPU != 100 {
 		t.Fatalf("%+v", r)

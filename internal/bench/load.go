@@ -3,7 +3,6 @@ package bench
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,16 +14,30 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/assent-tx/assent/internal/txnid"
 )
 
 // run is one benchmark under way.
 type run struct {
-	cfg    Config
-	coord  *coordinator
-	parts  *participants
-	client *http.Client
+	cfg   Config
+	coord *coordinator
+	dir   string // for data
+	http  *http.Client
+	work  workload
+
+	silent *participants // what background needs; nil without
+}
+
+// client is one of those that submit at the same time.
+type client struct {
+	buf  bytes.Buffer
+	name string
+	made int
+}
+
+// next is a name that nobody else uses.
+func (c *client) next() string {
+	c.made++
+	return c.name + "-" + strconv.Itoa(c.made)
 }
 
 type coordinator struct {
@@ -41,18 +54,8 @@ func newClient(concurrency int) *http.Client {
 
 func service(i int) string { return "bench-" + strconv.Itoa(i) }
 
-// register registers the participants, each a service of its own.
-func (b *run) register(ctx context.Context) error {
-	for i := range b.cfg.Branches {
-		if err := b.registerOne(ctx, service(i), "/assent", 1024); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (b *run) registerOne(ctx context.Context, name, path string, inFlight int) error {
-	url := b.parts.url + path
+// register registers a service; url takes all its calls.
+func (b *run) register(ctx context.Context, name, url string, inFlight int) error {
 	body, err := json.Marshal(map[string]any{
 		"http":   map[string]string{"prepare": url, "commit": url, "rollback": url},
 		"limits": map[string]any{"max_in_flight": inFlight, "prepare_timeout": "5m"},
@@ -78,32 +81,35 @@ func (b *run) registerOne(ctx context.Context, name, path string, inFlight int) 
 // background registers services that take part in nothing, and opens transactions
 // that wait for a lock which is never released: what costs by being there.
 func (b *run) background(ctx context.Context) error {
+	if b.cfg.Services == 0 && b.cfg.Open == 0 {
+		return nil
+	}
+	silent, err := startParticipants(ctx, b.cfg.Binary)
+	if err != nil {
+		return err
+	}
+	b.silent = silent
 	var next atomic.Int64
-	_, err := b.inParallel(ctx, time.Hour, func(buf *bytes.Buffer) error {
+	_, err = b.inParallel(ctx, time.Hour, func(*client) error {
 		n := int(next.Add(1))
 		if n > b.cfg.Services {
 			return errDone
 		}
-		return b.registerOne(ctx, "idle-"+strconv.Itoa(n), "/assent", 16)
+		return b.register(ctx, "idle-"+strconv.Itoa(n), silent.url+"/assent", 16)
 	})
 	if err != nil || b.cfg.Open == 0 {
 		return err
 	}
-	if err := b.registerOne(ctx, "held", "/hold", 16); err != nil {
+	if err := b.register(ctx, "held", silent.url+"/hold", 16); err != nil {
 		return err
 	}
 	next.Store(0)
-	_, err = b.inParallel(ctx, time.Hour, func(buf *bytes.Buffer) error {
+	_, err = b.inParallel(ctx, time.Hour, func(c *client) error {
 		if next.Add(1) > int64(b.cfg.Open) {
 			return errDone
 		}
 		const body = `{"wait":"none","timeout":"10m","operations":[{"service":"held","payload":1,"locks":[{"key":"k"}]}]}`
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.coord.url+"/v1/transactions", strings.NewReader(body))
-		if err != nil {
-			return err
-		}
-		req.Header["Content-Type"] = jsonType
-		status, answer, err := b.do(req, buf)
+		status, answer, err := b.submit(ctx, c, body)
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("open a transaction: status %d: %s", status, answer)
 		}
@@ -112,9 +118,18 @@ func (b *run) background(ctx context.Context) error {
 	return err
 }
 
+func (b *run) submit(ctx context.Context, c *client, body string) (int, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.coord.url+"/v1/transactions", strings.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header["Content-Type"] = jsonType
+	return b.do(req, &c.buf)
+}
+
 // do sends a request and reads the whole answer into buf.
 func (b *run) do(req *http.Request, buf *bytes.Buffer) (int, []byte, error) {
-	resp, err := b.client.Do(req)
+	resp, err := b.http.Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -155,7 +170,7 @@ func (e *refusedError) Error() string { return "refused, retry after " + e.after
 
 // inParallel runs work from every client for a time. A client that is refused
 // pauses as long as it is asked to.
-func (b *run) inParallel(ctx context.Context, duration time.Duration, work func(buf *bytes.Buffer) error) (sample, error) {
+func (b *run) inParallel(ctx context.Context, duration time.Duration, work func(*client) error) (sample, error) {
 	samples := make([][]time.Duration, b.cfg.Concurrency)
 	var refused atomic.Int64
 	var failed atomic.Pointer[error]
@@ -163,11 +178,11 @@ func (b *run) inParallel(ctx context.Context, duration time.Duration, work func(
 	start := time.Now()
 	for i := range b.cfg.Concurrency {
 		wg.Go(func() {
-			var buf bytes.Buffer
+			c := &client{name: strconv.FormatInt(start.UnixNano(), 36) + "-" + strconv.Itoa(i)}
 			for ctx.Err() == nil && failed.Load() == nil && time.Since(start) < duration {
 				began := time.Now()
 				var overload *refusedError
-				switch err := work(&buf); {
+				switch err := work(c); {
 				case err == nil:
 					samples[i] = append(samples[i], time.Since(began))
 				case errors.Is(err, errDone):
@@ -195,113 +210,11 @@ func (b *run) inParallel(ctx context.Context, duration time.Duration, work func(
 
 // transactions submits for a time and expects every one to be committed.
 func (b *run) transactions(ctx context.Context, duration time.Duration) (sample, error) {
-	url := b.coord.url + "/v1/transactions"
-	return b.inParallel(ctx, duration, func(buf *bytes.Buffer) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(b.body()))
-		if err != nil {
-			return err
-		}
-		req.Header["Content-Type"] = jsonType
-		status, answer, err := b.do(req, buf)
-		switch {
-		case err != nil:
-			return err
-		case status != http.StatusOK || !bytes.Contains(answer, []byte(`"committ`)):
-			return fmt.Errorf("status %d: %s", status, answer)
-		}
-		return nil
-	})
-}
-
-// body is one submission: an operation for each service, on keys nobody else uses.
-func (b *run) body() string {
-	var random [10]byte
-	_, _ = rand.Read(random[:]) // never fails: it ends the process instead
-	id := txnid.New(uint64(time.Now().UnixMilli()), random).String()
-	var s strings.Builder
-	s.Grow(256 + b.cfg.Branches*(128+b.cfg.Payload+64*b.cfg.Keys))
-	s.WriteString(`{"id":"`)
-	s.WriteString(id)
-	s.WriteString(`","operations":[`)
-	for i := range b.cfg.Branches {
-		if i > 0 {
-			s.WriteByte(',')
-		}
-		s.WriteString(`{"service":"`)
-		s.WriteString(service(i))
-		s.WriteString(`","payload":"`)
-		for range b.cfg.Payload {
-			s.WriteByte('x')
-		}
-		s.WriteByte('"')
-		for k := range b.cfg.Keys {
-			if k == 0 {
-				s.WriteString(`,"locks":[`)
-			} else {
-				s.WriteByte(',')
-			}
-			s.WriteString(`{"key":"k/`)
-			s.WriteString(id)
-			s.WriteByte('-')
-			s.WriteString(strconv.Itoa(k))
-			s.WriteString(`"}`)
-		}
-		if b.cfg.Keys > 0 {
-			s.WriteByte(']')
-		}
-		s.WriteByte('}')
-	}
-	s.WriteString(`]}`)
-	return s.String()
-}
-
-// bareCalls sends the bodies of a transaction's calls - one submission, and for
-// every branch a prepare and a commit - to a handler that reads and answers.
-func (b *run) bareCalls(ctx context.Context, duration time.Duration) (sample, error) {
-	url := b.parts.url + "/bare"
-	call := `{"transaction":"01a20917-6642-7b1d-9424-f813609991db","branch":"1","service":"bench-0","phase":"commit","attempt":1,"term":1,"token":"00000001-0000000000000001-0000000000000001","shard":0,"shards":1}`
-	prepare := call[:len(call)-1] + `,"operations":[{"payload":"` + strings.Repeat("x", b.cfg.Payload) + `"}],"count":1,"digest":"` + strings.Repeat("0", 64) + `"}`
-	var n atomic.Uint64
-	each := uint64(1 + 2*b.cfg.Branches)
-	return b.inParallel(ctx, duration, func(buf *bytes.Buffer) error {
-		body := call
-		switch k := n.Add(1) % each; {
-		case k == 0:
-			body = b.body()
-		case k <= uint64(b.cfg.Branches):
-			body = prepare
-		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
-		if err != nil {
-			return err
-		}
-		req.Header["Content-Type"] = jsonType
-		status, answer, err := b.do(req, buf)
-		if err == nil && status != http.StatusOK {
-			err = fmt.Errorf("bare call: status %d: %s", status, answer)
+	return b.inParallel(ctx, duration, func(c *client) error {
+		status, answer, err := b.submit(ctx, c, b.submission())
+		if err == nil && (status != http.StatusOK || !bytes.Contains(answer, []byte(`"committ`))) {
+			err = fmt.Errorf("status %d: %s", status, answer)
 		}
 		return err
 	})
-}
-
-// audit waits until every branch has been asked both things once.
-func (b *run) audit(ctx context.Context, transactions int) error {
-	want := transactions * b.cfg.Branches
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		a, err := b.parts.audit(ctx)
-		switch {
-		case err != nil:
-			return fmt.Errorf("audit: %w", err)
-		case a.Once == want && a.Wrong == 0:
-			return nil
-		case time.Now().After(deadline):
-			return fmt.Errorf("audit: %d of %d branches were prepared and committed exactly once, %d were not (%s)", a.Once, want, a.Wrong, a.Example)
-		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }

@@ -65,7 +65,7 @@ func (b *run) usage(ctx context.Context) (use, error) {
 			return use{}, err
 		}
 	}
-	if u.participantsUs, err = cpuUs(b.parts.cmd.Process.Pid); err != nil {
+	if u.participantsUs, err = b.work.cpuUs(); err != nil {
 		return use{}, err
 	}
 	var self syscall.Rusage
