@@ -92,7 +92,7 @@ func digest(payloads []json.RawMessage) string {
 // body is the call as the contract says.
 func (b *branch) body(phase string) []byte {
 	fields := map[string]any{
-		"transaction": b.id, "branch": b.number, "service": b.env.suite.target.Service, "phase": phase,
+		"transaction": b.id, "cluster": b.env.suite.target.Cluster, "branch": b.number, "service": b.env.suite.target.Service, "phase": phase,
 		"attempt": 1, "term": b.term, "token": b.token, "shard": 0, "shards": 1,
 	}
 	if b.forgotten != "" {

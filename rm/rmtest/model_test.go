@@ -31,6 +31,7 @@ type modelRow struct {
 	term                 uint64
 	markers              []string
 	results              []json.RawMessage
+	hidden               bool // the results show again when the branch is committed
 }
 
 type modelCall struct {
@@ -177,7 +178,7 @@ func (m *model) prepare(c *modelCall, key string, row *modelRow) modelAnswer {
 			return vote("read_only", row.results)
 		case m.bug == "no after commit" && row.state == "committed":
 			return vote("no", nil)
-		case m.bug == "loses results":
+		case m.bug == "loses results", row.hidden && row.state == "prepared":
 			return vote("yes", nil)
 		default:
 			return vote("yes", row.results)
@@ -349,6 +350,10 @@ func (m *model) restart() {
 	case "forgets results at restart":
 		for _, row := range m.rows {
 			row.results = nil
+		}
+	case "hides results at restart":
+		for _, row := range m.rows {
+			row.hidden = true
 		}
 	case "forgets terms at restart":
 		for _, row := range m.rows {

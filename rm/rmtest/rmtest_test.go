@@ -123,6 +123,7 @@ func TestSuiteBites(t *testing.T) {
 		"forgets terms at restart":         "an older term is refused",
 		"forgets the first results":        "results are repeated",
 		"forgets tombstones at restart":    "rollback before prepare leaves a tombstone",
+		"hides results at restart":         "results are repeated",
 		"ignores forgotten_below":          "forgotten transactions are refused",
 		"ignores other work":               "other work under the same identity is refused",
 		"ignores terms":                    "an older term is refused",
@@ -182,4 +183,20 @@ func TestCasesFollowTheTarget(t *testing.T) {
 		}
 	}
 	Run(t, poor)
+}
+
+// Where the results of prepared branches may be lost by a restart, this is all that
+// may be lost.
+func TestVolatileResults(t *testing.T) {
+	volatile := func(bug string) Target {
+		target := modelTarget(t, bug)
+		target.VolatileResults = true
+		return target
+	}
+	Run(t, volatile("hides results at restart"))
+	for _, bug := range []string{"loses results", "forgets results at restart", "forgets the first results"} {
+		if failed := failing(t, volatile(bug)); failed["results are repeated"] == "" {
+			t.Errorf("%s: not caught; caught by: %v", bug, failed)
+		}
+	}
 }

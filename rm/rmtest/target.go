@@ -27,6 +27,7 @@ type Target struct {
 	// BaseURL is where /prepare, /commit, /rollback and /status are.
 	BaseURL string
 	Client  *http.Client // optional
+	Cluster string       // optional: the coordinator cluster that calls, 32 hexadecimal digits
 
 	// Succeed builds a payload whose effect is counted under marker once it is
 	// committed. Two payloads of one marker in one branch are two effects.
@@ -54,6 +55,10 @@ type Target struct {
 	NoTokens bool // it does not check fencing tokens
 	NoForget bool // it keeps every outcome for ever, or forgets by other means
 	NoStatus bool // it has no status URL
+	// VolatileResults: a restart loses the results of branches that are prepared.
+	// Until the commit a duplicate may then be voted yes without them; from the
+	// commit on they must be the first ones again.
+	VolatileResults bool
 
 	StepTimeout time.Duration // of one call. Default 10s
 }
@@ -93,6 +98,10 @@ type suite struct {
 func newSuite(target Target) *suite {
 	if target.StepTimeout <= 0 {
 		target.StepTimeout = 10 * time.Second
+	}
+	if target.Cluster == "" {
+		// Always the same, for participants that bind their data to the first cluster they hear.
+		target.Cluster = "c0ffee00c0ffee00c0ffee00c0ffee00"
 	}
 	client := target.Client
 	if client == nil {
