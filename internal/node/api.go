@@ -49,6 +49,10 @@ type Submission struct {
 	Timeout     time.Duration // bounds phase 1; zero: the default
 	Wait        WaitMode
 	TraceParent string // W3C traceparent passed on to participants; may be empty
+
+	// Refusal is the limit of this server that new work of this size exceeds; nil:
+	// none. A repeated submission is answered all the same.
+	Refusal *reason.Error
 }
 
 // Transaction is what is known of a transaction.

@@ -451,3 +451,86 @@ func TestWaitEndsWithTheRequest(t *testing.T) {
 		t.Fatalf("%+v %v", rolled, err)
 	}
 }
+
+// A repeated submission gets its outcome whatever has changed since.
+func TestRepeatedSubmissionOutlivesChanges(t *testing.T) {
+	s := start(t, nil)
+	a := newFake(t, "a")
+	s.register(a, nil)
+	sub := node.Submission{ID: node.NewID().String(), Operations: []node.Operation{op("a", "")}, Wait: node.WaitCompleted}
+	first := s.submit(sub)
+	other := sub
+	other.Operations = []node.Operation{op("a", "x")}
+	limited := sub
+	limited.Refusal = reason.New(reason.TooManyOperations, "", "over a limit that was lowered")
+
+	repeat := func(what string, sub node.Submission) {
+		t.Helper()
+		again := s.submit(sub)
+		if !again.Replayed || again.ID != first.ID || again.State != "committed" {
+			t.Errorf("%s: %+v", what, again)
+		}
+		_, err := s.node.Submit(t.Context(), other)
+		wantCode(t, err, reason.IDConflict)
+	}
+	repeat("a lower limit", limited)
+	s.register(a, func(spec *node.ServiceSpec) { spec.RequireKeys = true })
+	repeat("keys required", sub)
+	s.tune = func(c *shard.Config) { c.DefaultTimeoutMs = 77_000 }
+	s.restart()
+	repeat("another default timeout", sub)
+	if _, err := s.node.DeleteService(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	repeat("the service removed", sub)
+	if n := a.count("prepare"); n != 1 {
+		t.Errorf("prepared %d times", n)
+	}
+	limited.ID = node.NewID().String()
+	_, err := s.node.Submit(t.Context(), limited)
+	wantCode(t, err, reason.TooManyOperations)
+}
+
+// A service that drains can move, so that what is open there ends.
+func TestDrainingServiceMayMove(t *testing.T) {
+	s := start(t, nil)
+	a, moved := newFake(t, "a"), newFake(t, "a")
+	s.register(a, nil)
+	a.script(func(phase string) (int, string) {
+		if phase == "prepare" {
+			return http.StatusOK, `{"vote":"yes"}`
+		}
+		return http.StatusInternalServerError, ``
+	})
+	tx := s.submit(node.Submission{Operations: []node.Operation{op("a", "k")}})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if v, err := s.node.DeleteService(ctx, "a"); err != nil || v.State != "draining" {
+		t.Fatalf("%+v %v", v, err)
+	}
+	s.register(moved, nil)
+	s.eventually("the commit at the new address, and the removal", func() bool {
+		_, err := s.node.Service(t.Context(), "a")
+		return errors.Is(err, &reason.Error{Code: reason.NotFound})
+	})
+	if got, err := s.node.Transaction(t.Context(), tx.ID); err != nil || got.State != "committed" || moved.count("commit") == 0 {
+		t.Errorf("%+v %v", got, err)
+	}
+}
+
+// Until the log was read to its end, nothing is told from what has been read.
+func TestNotReadyTellsNothing(t *testing.T) {
+	s := start(t, nil)
+	s.register(newFake(t, "a"), nil)
+	s.submit(node.Submission{Operations: []node.Operation{op("a", "k")}})
+	fresh := node.New(node.Config{Name: "n1", Shard: shard.DefaultConfig()}, rmhttp.New(rmhttp.Config{}), nil) // has no log yet
+	defer fresh.Close()
+	_, err := fresh.Transactions(t.Context(), node.ListQuery{})
+	wantCode(t, err, reason.NotReady)
+	_, err = fresh.Services(t.Context())
+	wantCode(t, err, reason.NotReady)
+	_, err = fresh.Service(t.Context(), "a")
+	wantCode(t, err, reason.NotReady)
+	_, err = fresh.Transaction(t.Context(), node.NewID().String())
+	wantCode(t, err, reason.NotReady)
+}

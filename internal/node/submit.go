@@ -50,12 +50,10 @@ func (n *Node) submitOnce(ctx context.Context, id txnid.ID, s *Submission) (Tran
 	r := n.home(id)
 	b, wait, err := n.begin(ctx, id, s)
 	if err != nil {
-		// A retry of a known id is answered by its record, also when its service is
-		// gone by now.
-		if err.Code == reason.UnknownService || err.Code == reason.ServiceDraining {
-			if t, known := n.known(ctx, id, s); known {
-				return t, nil
-			}
+		// A known id is answered by its record, whatever the registry and the limits
+		// say by now.
+		if t, known := n.known(ctx, id, s); known != nil {
+			return t, known.err
 		}
 		return Transaction{}, err
 	}
@@ -64,22 +62,33 @@ func (n *Node) submitOnce(ctx context.Context, id txnid.ID, s *Submission) (Tran
 	return n.transaction(&rep)
 }
 
-// known returns the transaction of a repeated submission.
-func (n *Node) known(ctx context.Context, id txnid.ID, s *Submission) (Transaction, bool) {
+// knownID is what becomes of a submission whose id has a record.
+type knownID struct{ err *reason.Error }
+
+// known returns the transaction that a submission's id names, or a conflict if
+// that was asked for with other words; nil if there is no such transaction.
+func (n *Node) known(ctx context.Context, id txnid.ID, s *Submission) (Transaction, *knownID) {
 	if s.ID == "" {
-		return Transaction{}, false
+		return Transaction{}, nil
 	}
-	same := false
+	var there, same bool
 	err := n.home(id).run(ctx, func(sh *shard.Shard) {
 		t := sh.State().Get(id)
-		same = t != nil && (t.NeverBegun || t.Digest == submissionDigest(s, n.timeoutMs(s)))
+		there = t != nil
+		same = there && (t.NeverBegun || t.Digest == submissionDigest(s))
 	})
-	if err != nil || !same {
-		return Transaction{}, false
+	switch {
+	case err != nil || !there:
+		return Transaction{}, nil
+	case !same:
+		return Transaction{}, &knownID{reason.New(reason.IDConflict, "use a new id for new work, and the same body to repeat", "%s was submitted with another body", id)}
 	}
 	t, err := n.Transaction(ctx, id.String())
+	if err != nil {
+		return Transaction{}, &knownID{asReason(err)}
+	}
 	t.Replayed = true
-	return t, err == nil
+	return t, &knownID{}
 }
 
 func (n *Node) timeoutMs(s *Submission) uint32 {
@@ -92,11 +101,14 @@ func (n *Node) timeoutMs(s *Submission) uint32 {
 // begin computes the BEGIN record: branches in order of their first operation,
 // the folded lock set, the digests.
 func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begin, shard.WaitMode, *reason.Error) {
+	if s.Refusal != nil {
+		return nil, 0, s.Refusal
+	}
 	if len(s.Operations) == 0 {
 		return nil, 0, reason.New(reason.EmptyOperations, "name at least one operation", "the transaction has no operations")
 	}
 	b := &txn.Begin{ID: id, TimeoutMs: n.timeoutMs(s), TraceParent: s.TraceParent, Branches: make([]txn.BeginBranch, 0, min(len(s.Operations), 4))}
-	b.Digest = submissionDigest(s, b.TimeoutMs)
+	b.Digest = submissionDigest(s)
 	reg := n.registry.Load()
 	needs := make([]lock.Need, 0, 4*len(s.Operations))
 	isolated := false
@@ -199,9 +211,7 @@ func (n *Node) confirmUnknown(ctx context.Context, name string) *reason.Error {
 	case err != nil:
 		return asReason(err)
 	case !leading:
-		e := reason.New(reason.NotReady, "try again", "the registry has no leader here yet")
-		e.RetryAfterMs = 200
-		return e
+		return notReady("services")
 	case known:
 		e := reason.New(reason.UnknownService, "try again", "service %q was registered this moment", name)
 		e.RetryAfterMs = 1
@@ -210,8 +220,9 @@ func (n *Node) confirmUnknown(ctx context.Context, name string) *reason.Error {
 	return reason.New(reason.UnknownService, "register it with PUT /v1/services/"+name, "service %q is not registered", name)
 }
 
-// submissionDigest identifies the decoded request: same digest, same work.
-func submissionDigest(s *Submission, timeoutMs uint32) [32]byte {
+// submissionDigest identifies the decoded request: same digest, same work. It
+// reads nothing but the request: defaults may change between two tries.
+func submissionDigest(s *Submission) [32]byte {
 	h := sha256.New()
 	buf := make([]byte, 0, 512)
 	text := func(b []byte) {
@@ -223,7 +234,7 @@ func submissionDigest(s *Submission, timeoutMs uint32) [32]byte {
 		buf = binary.AppendUvarint(buf[:0], uint64(v))
 		h.Write(buf)
 	}
-	count(int(timeoutMs))
+	count(int(s.Timeout.Milliseconds()))
 	for i := range s.Operations {
 		op := &s.Operations[i]
 		text([]byte(op.Service))
@@ -325,7 +336,16 @@ func (n *Node) Transactions(ctx context.Context, q ListQuery) (TransactionPage, 
 	}
 	var views []*shard.View
 	for _, r := range n.runners {
-		if err := r.run(ctx, func(sh *shard.Shard) { views = append(views, sh.List(after, size+1, match)...) }); err != nil {
+		leading := false
+		err := r.run(ctx, func(sh *shard.Shard) {
+			if leading = sh.Leading(); leading {
+				views = append(views, sh.List(after, size+1, match)...)
+			}
+		})
+		if err == nil && !leading {
+			err = notReady("transactions")
+		}
+		if err != nil {
 			return TransactionPage{}, err
 		}
 	}
@@ -381,14 +401,28 @@ func (n *Node) Services(ctx context.Context) ([]Service, error) {
 
 func (n *Node) describe(ctx context.Context, names []string) ([]Service, error) {
 	var list []Service
+	leading := false
 	err := n.runners[0].run(ctx, func(sh *shard.Shard) {
+		if leading = sh.Leading(); !leading {
+			return
+		}
 		for _, name := range names {
 			if v := sh.State().Service(name); v != nil {
 				list = append(list, describeService(&shard.ServiceView{Service: *v, Open: sh.State().OpenAt(name)}))
 			}
 		}
 	})
+	if err == nil && !leading {
+		err = notReady("services")
+	}
 	return list, err
+}
+
+// notReady: what is here is old, until the log was read to its end.
+func notReady(what string) *reason.Error {
+	e := reason.New(reason.NotReady, "try again", "the log is being read; what is known of %s may be old", what)
+	e.RetryAfterMs = 200
+	return e
 }
 
 // unixMs converts a log time; 0 is the zero time.

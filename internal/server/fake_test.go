@@ -67,6 +67,9 @@ func fullService() node.Service {
 }
 
 func (f *fake) Submit(ctx context.Context, s node.Submission) (node.Transaction, error) {
+	if s.Refusal != nil { // as the real one does, unless the id is known
+		return node.Transaction{}, s.Refusal
+	}
 	f.mu.Lock()
 	f.submits = append(f.submits, s)
 	f.mu.Unlock()

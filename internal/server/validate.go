@@ -32,7 +32,7 @@ func (l *Limits) submission(b *SubmitBody, traceParent string) (node.Submission,
 		return s, named(reason.New(reason.EmptyOperations, `name at least one: {"operations":[{"service":"...","payload":...}]}`,
 			"the transaction has no operations"), "operations")
 	case n > l.MaxOperations:
-		return s, limited(reason.New(reason.TooManyOperations, "split the work, or put more of it into one payload",
+		s.Refusal = limited(reason.New(reason.TooManyOperations, "split the work, or put more of it into one payload",
 			"the transaction has %d operations; at most %d are accepted", n, l.MaxOperations), "operations", l.MaxOperations)
 	}
 	var err error
@@ -46,8 +46,8 @@ func (l *Limits) submission(b *SubmitBody, traceParent string) (node.Submission,
 	for i := range b.Operations {
 		keys += len(b.Operations[i].Locks)
 	}
-	if keys > l.MaxKeys {
-		return s, limited(reason.New(reason.TooManyKeys, "declare fewer: a key covers every key below it",
+	if keys > l.MaxKeys && s.Refusal == nil {
+		s.Refusal = limited(reason.New(reason.TooManyKeys, "declare fewer: a key covers every key below it",
 			"the transaction declares %d keys; at most %d are accepted", keys, l.MaxKeys), "operations", l.MaxKeys)
 	}
 	s.Operations = make([]node.Operation, len(b.Operations))
@@ -310,7 +310,7 @@ func inField(err error, field string) error {
 	return err
 }
 
-func limited(err *reason.Error, field string, limit int) error {
+func limited(err *reason.Error, field string, limit int) *reason.Error {
 	err.Details = map[string]string{"field": field, "limit": strconv.Itoa(limit)}
 	return err
 }

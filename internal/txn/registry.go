@@ -20,26 +20,31 @@ func (s *State) Services() []*Service {
 // identity stays. What a transaction's record took from the registry - isolation
 // and capabilities - changes only while no transaction is open there, and then
 // with a new generation, so that a BEGIN computed from the old one is refused.
+//
+// A service that drains keeps draining, but may move: what it waits for is often
+// the answer of a participant that is no longer where it was.
 func (s *State) applyPutService(v *Service) {
 	old := s.services[v.Name]
 	v.Draining = false
 	v.UpdatedMs = s.nowMs
-	switch {
-	case old == nil && len(s.services) >= MaxServices:
-		s.emit(Effect{Kind: EffectServiceRefused, Name: v.Name, Reason: reason.TooManyServices})
-		return
-	case old == nil:
+	refuse := func(why reason.Code) { s.emit(Effect{Kind: EffectServiceRefused, Name: v.Name, Reason: why}) }
+	if old == nil {
+		if len(s.services) >= MaxServices {
+			refuse(reason.TooManyServices)
+			return
+		}
 		v.RegisteredMs = s.nowMs
 		s.nextGen++
 		v.Generation = s.nextGen
-	case old.Draining:
-		s.emit(Effect{Kind: EffectServiceRefused, Name: v.Name, Reason: reason.ServiceDraining})
-		return
-	default:
-		v.RegisteredMs, v.Generation = old.RegisteredMs, old.Generation
+	} else {
+		v.RegisteredMs, v.Generation, v.Draining = old.RegisteredMs, old.Generation, old.Draining
 		if old.Isolated != v.Isolated || old.Capabilities != v.Capabilities {
-			if s.OpenAt(v.Name) > 0 {
-				s.emit(Effect{Kind: EffectServiceRefused, Name: v.Name, Reason: reason.InvalidService})
+			switch {
+			case old.Draining:
+				refuse(reason.ServiceDraining)
+				return
+			case s.OpenAt(v.Name) > 0:
+				refuse(reason.InvalidService)
 				return
 			}
 			s.nextGen++
