@@ -51,7 +51,6 @@ const (
 	Timeout        Code = "TIMEOUT"         // the transaction's timeout ended while participants were asked
 	LockTimeout    Code = "LOCK_TIMEOUT"    // the transaction's timeout ended while waiting for a lock
 	ClientRollback Code = "CLIENT_ROLLBACK" // the client asked for it
-	Protocol       Code = "PROTOCOL_ERROR"  // a participant answered what it may not
 )
 
 // Error is a refusal with its stable code and what to do about it.

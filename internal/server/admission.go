@@ -21,20 +21,33 @@ type admission struct {
 	limits   *Limits
 	requests atomic.Int64
 	bytes    atomic.Int64
+	// submissions are those of the requests that are new work.
+	submissions atomic.Int64
+	draining    atomic.Bool // no new work: the process is about to end
 }
 
 // enter takes a place for a request of so many body bytes; leave gives it back.
 func (a *admission) enter(w work, bytes int64) (leave func(), err error) {
 	requests, held := a.requests.Add(1), a.bytes.Add(bytes)
+	if w == submission {
+		a.submissions.Add(1)
+	}
 	leave = func() {
 		a.requests.Add(-1)
 		a.bytes.Add(-bytes)
+		if w == submission {
+			a.submissions.Add(-1)
+		}
 	}
 	limit := int64(a.limits.MaxRequestsInFlight)
 	if w != submission {
 		limit += max(limit/8, 1)
 	}
 	switch {
+	case w == submission && a.draining.Load():
+		notReady := reason.New(reason.NotReady, "try again: it is being restarted, or replaced", "the coordinator is shutting down")
+		notReady.RetryAfterMs = 1000
+		err = notReady
 	case requests > limit:
 		err = reason.New(reason.Overloaded, "try again later, with fewer requests at a time", "%d requests are being worked on", requests-1)
 	case w == submission && held > a.limits.MaxRequestBytesInFlight:

@@ -405,7 +405,7 @@ func TestReadyUntilDrained(t *testing.T) {
 	if w := ask(t, s, "GET", "/readyz", ""); w.Code != 200 {
 		t.Fatalf("got %d %s", w.Code, w.Body)
 	}
-	s.Drain()
+	s.admission.draining.Store(true)
 	if w := ask(t, s, "GET", "/readyz", ""); w.Code != 503 || !strings.Contains(w.Body.String(), "shutting down") {
 		t.Fatalf("got %d %s", w.Code, w.Body)
 	}

@@ -70,7 +70,6 @@ var wireCodes = map[reason.Code]wireCode{
 	reason.Timeout:        abortReason,
 	reason.LockTimeout:    abortReason,
 	reason.ClientRollback: abortReason,
-	reason.Protocol:       abortReason,
 }
 
 // failure is an error with the transaction that it is about.

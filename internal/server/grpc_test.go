@@ -324,7 +324,7 @@ func TestGRPCHealthAndReflection(t *testing.T) {
 	if r, err := watch.Recv(); err != nil || r.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		t.Fatalf("watch: %v, %v", r, err)
 	}
-	s.Drain()
+	s.admission.draining.Store(true)
 	if r, err := watch.Recv(); err != nil || r.GetStatus() != healthpb.HealthCheckResponse_NOT_SERVING {
 		t.Fatalf("watch: %v, %v", r, err)
 	}

@@ -34,7 +34,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) health() node.Health {
 	h := s.coordinator.Health()
-	if s.draining.Load() {
+	if s.admission.draining.Load() {
 		h.Ready, h.Message = false, "shutting down"
 	}
 	return h
@@ -95,7 +95,7 @@ func (g *grpcHealth) Watch(r *healthpb.HealthCheckRequest, stream healthpb.Healt
 			}
 			told = now
 		}
-		if g.s.draining.Load() {
+		if g.s.admission.draining.Load() {
 			return status.Error(codes.Unavailable, "shutting down")
 		}
 		select {

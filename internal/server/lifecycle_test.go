@@ -160,9 +160,34 @@ func TestShutdownLetsRequestsFinishThenEndsTheirWaits(t *testing.T) {
 	}()
 	<-entered
 	<-entered
-	patience, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	patience, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	if err := s.Shutdown(patience); err != nil {
+	ended := make(chan error, 1)
+	go func() { ended <- s.Shutdown(patience) }()
+	// While submissions wait, it says that it is about to end, takes no new work, and
+	// answers what is asked.
+	for {
+		r, err := c.Get(url + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = r.Body.Close()
+		if r.StatusCode == http.StatusServiceUnavailable {
+			break
+		}
+	}
+	if r, err := c.Post(url+"/v1/transactions", "application/json", strings.NewReader(someBody)); err != nil || r.StatusCode != 503 || r.Header.Get("Retry-After") == "" {
+		t.Errorf("new work while shutting down: %v %v", r, err)
+	} else {
+		_ = r.Body.Close()
+	}
+	if r, err := c.Get(url + "/v1/transactions/" + someID); err != nil || r.StatusCode != 200 {
+		t.Errorf("a question while shutting down: %v %v", r, err)
+	} else {
+		_ = r.Body.Close()
+	}
+	cancel()
+	if err := <-ended; err != nil {
 		t.Errorf("Shutdown: %v", err)
 	}
 	for range 2 {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -261,6 +260,9 @@ func readQuery(raw string, takes []string) (url.Values, error) {
 
 func fieldName(name string) string { return name[:min(len(name), 60)] }
 
+// maxRefusedBytes of a body that is too large are read and thrown away.
+const maxRefusedBytes = 16 << 20
+
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.ContentLength == 0 {
 		return nil, nil
@@ -280,21 +282,24 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error
 	tooLarge := func() error {
 		return limited(reason.New(reason.RequestTooLarge, "send less, or raise --max-request-bytes", "the body is larger than %d bytes", limit), "body", limit)
 	}
-	if r.ContentLength > int64(limit) {
-		w.Header().Set("Connection", "close") // do not read what is refused
-		return nil, tooLarge()
-	}
 	var body []byte
 	var err error
-	if r.ContentLength > 0 {
+	over := r.ContentLength > int64(limit)
+	switch {
+	case over:
+	case r.ContentLength > 0:
 		body = make([]byte, r.ContentLength)
 		_, err = io.ReadFull(r.Body, body)
-	} else {
-		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
+	default:
+		body, err = io.ReadAll(io.LimitReader(r.Body, int64(limit)+1))
+		over = len(body) > limit
 	}
-	var over *http.MaxBytesError
 	switch {
-	case errors.As(err, &over):
+	case over:
+		// A client that is still sending when its connection is closed may never see
+		// the answer.
+		_, _ = io.CopyN(io.Discard, r.Body, maxRefusedBytes)
+		w.Header().Set("Connection", "close")
 		return nil, tooLarge()
 	case err != nil:
 		return nil, reason.New(reason.InvalidJSON, "send the whole body, within "+s.limits.ReadTimeout.String(), "the body cannot be read: %v", err)

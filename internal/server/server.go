@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,9 +36,8 @@ type Server struct {
 	http *http.Server
 	grpc *grpc.Server
 
-	draining atomic.Bool
-	ended    context.Context //nolint:containedctx // ends every wait at the end of Shutdown's patience
-	end      context.CancelFunc
+	ended context.Context //nolint:containedctx // ends every wait at the end of Shutdown's patience
+	end   context.CancelFunc
 }
 
 // New makes a Server; Serve runs it.
@@ -109,17 +107,29 @@ func (s *Server) Serve(httpListener, grpcListener net.Listener) error {
 // finishTime is what answers get once their waits have been ended.
 const finishTime = 2 * time.Second
 
-// Drain makes the node not ready, so that load balancers look elsewhere.
-func (s *Server) Drain() { s.draining.Store(true) }
+// drainPoll is how soon the end of the last submission is seen.
+const drainPoll = 5 * time.Millisecond
 
-// Shutdown stops accepting, lets the requests in flight finish until ctx ends, then
+// Shutdown first refuses new work and turns /readyz to 503, so that load balancers
+// look elsewhere, and answers everything else until the last submission has its
+// answer. Then it stops accepting, lets the other requests finish until ctx ends,
 // ends their waits (they answer the current state), and closes what is left.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.Drain()
+	s.admission.draining.Store(true)
 	defer context.AfterFunc(ctx, s.end)()
 	last, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(finishTime, cancel) })()
+	for tick := time.NewTicker(drainPoll); ; {
+		if s.admission.submissions.Load() == 0 || last.Err() != nil {
+			tick.Stop()
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-last.Done():
+		}
+	}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -141,7 +151,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // Close ends everything at once.
 func (s *Server) Close() {
-	s.Drain()
+	s.admission.draining.Store(true)
 	s.end()
 	s.grpc.Stop()
 	_ = s.http.Close() // its listeners are gone either way

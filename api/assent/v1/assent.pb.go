@@ -1218,7 +1218,7 @@ func (x *Transaction) GetEndedAt() *timestamppb.Timestamp {
 // Why a transaction aborted.
 type Abort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Stable code: VOTED_NO, TIMEOUT, LOCK_TIMEOUT, CLIENT_ROLLBACK, PROTOCOL_ERROR.
+	// Stable code: VOTED_NO, TIMEOUT, LOCK_TIMEOUT, CLIENT_ROLLBACK.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// For people.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`

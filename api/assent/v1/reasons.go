@@ -47,5 +47,4 @@ const (
 	ReasonTimeout        Reason = "TIMEOUT"         // the timeout ended while participants were asked
 	ReasonLockTimeout    Reason = "LOCK_TIMEOUT"    // the timeout ended while waiting for a lock
 	ReasonClientRollback Reason = "CLIENT_ROLLBACK" // a client asked for it
-	ReasonProtocol       Reason = "PROTOCOL_ERROR"  // a participant answered what it may not
 )
