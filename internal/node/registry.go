@@ -30,11 +30,15 @@ func (r *runner) publish() {
 	r.published = st.RegistryVersion()
 	old := r.n.registry.Load()
 	services := st.Services()
+	var changed []*registered
 	next := &registry{byName: make(map[string]*registered, len(services))}
 	for _, v := range services {
 		e := old.byName[v.Name]
 		if e == nil || e.service != v {
 			e = &registered{service: v, endpoint: r.n.endpoint(v)}
+			r.endpoints++
+			e.endpoint.Version = r.endpoints
+			changed = append(changed, e)
 		}
 		next.byName[v.Name] = e
 	}
@@ -44,6 +48,9 @@ func (r *runner) publish() {
 		}
 	}
 	r.n.registry.Store(next)
+	for _, e := range changed {
+		r.n.caller.Update(e.service.Name, e.endpoint)
+	}
 }
 
 func (n *Node) endpoint(v *txn.Service) rm.Endpoint {

@@ -33,6 +33,7 @@ type runner struct {
 	raft      replog.Leadership                // loop only: the latest word of the log
 	relead    time.Time                        // loop only: when to try LEAD again
 	published uint64                           // loop only: version of the published registry
+	endpoints uint64                           // loop only: version of the endpoint published last
 	lost      []*shard.CallDone                // loop only: calls that could not be made
 	ledOnce   chan struct{}
 	led       bool  // loop only

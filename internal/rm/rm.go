@@ -105,6 +105,7 @@ type Result struct {
 // Endpoint is where and how a service is reached; looked up at every try.
 type Endpoint struct {
 	Generation uint64
+	Version    uint64 // rises with every registration of any service; the later of two holds
 	PrepareURL, CommitURL,
 	RollbackURL, StatusURL string // StatusURL may be empty
 	ReadOnly       bool          // may vote read_only
@@ -120,5 +121,8 @@ type Endpoint struct {
 // another goroutine, also after Close (with Indefinite).
 type Caller interface {
 	Call(c *Call, e Endpoint, done func(Result))
+	// Update tells that a service was registered anew. Calls that wait go to where it
+	// is now; those under way at an address that it has left are soon given up.
+	Update(service string, e Endpoint)
 	Close() // ends in-flight calls, waits until every done has run
 }

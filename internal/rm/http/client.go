@@ -59,9 +59,10 @@ type Client struct {
 	mu       sync.Mutex // guards what follows; held only for queue moves, never while calling out
 	closed   bool
 	services map[string]*service // those with a call in flight or waiting; others have no state
-	refused  []job               // calls to be told, without having been sent
+	prepares map[branch]*job     // prepares in flight or waiting
+	refused  []*job              // calls to be told, without having been sent
 	refusing bool                // a goroutine is telling them
-	idle     []chan job          // workers without a call, the latest last; at most maxIdleWorkers
+	idle     []chan *job         // workers without a call, the latest last; at most maxIdleWorkers
 	running  sync.WaitGroup      // the teller and every worker
 
 	urlMu sync.RWMutex
@@ -85,13 +86,19 @@ func New(cfg Config) *Client {
 		ctx:      ctx,
 		cancel:   cancel,
 		services: make(map[string]*service),
+		prepares: make(map[branch]*job),
 		urls:     make(map[string]*url.URL),
 	}
 }
 
+// overtakenGrace is what a prepare still gets when its branch has been decided, and
+// a call when its service has moved: an answer that is on its way arrives, and one
+// that is not keeps no slot.
+const overtakenGrace = time.Second
+
 // Call queues c and returns at once; done runs exactly once, on another goroutine.
 func (cl *Client) Call(c *rm.Call, e rm.Endpoint, done func(rm.Result)) {
-	j := job{call: c, end: e, done: done}
+	j := &job{call: c, done: done}
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	if cl.closed {
@@ -100,14 +107,24 @@ func (cl *Client) Call(c *rm.Call, e rm.Endpoint, done func(rm.Result)) {
 	}
 	s := cl.services[c.Service]
 	if s == nil {
-		s = &service{}
+		s = &service{flying: make(map[*job]struct{})}
 		cl.services[c.Service] = s
 	}
-	// Limits follow the latest registration: a call made later saw it later.
-	s.setLimit(e.MaxInFlight)
+	j.service = s
+	s.register(e)
+	switch c.Phase {
+	case rm.Prepare:
+		cl.prepares[j.branch()] = j
+	case rm.Commit, rm.Rollback:
+		if p := cl.prepares[j.branch()]; p != nil {
+			p.void = true
+			p.try.hurry("the transaction was decided")
+		}
+	case rm.Status:
+	}
 	switch {
 	case s.waiting() == 0 && s.mayStart(c.Phase):
-		cl.start(s, j)
+		cl.start(j)
 	case c.Phase == rm.Prepare && s.prepares.len() >= cl.cfg.MaxWaitingPrepares:
 		cl.refuse(j, "too many prepare calls of this service are waiting")
 	case c.Phase != rm.Prepare && s.finishes.len() >= cl.cfg.MaxWaitingFinishes:
@@ -119,6 +136,23 @@ func (cl *Client) Call(c *rm.Call, e rm.Endpoint, done func(rm.Result)) {
 	}
 }
 
+// Update takes a service's new endpoint at once: see rm.Caller.
+func (cl *Client) Update(name string, e rm.Endpoint) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	s := cl.services[name]
+	if s == nil {
+		return // the next call brings it
+	}
+	s.register(e)
+	for j := range s.flying { // order does not matter: each is hurried by itself
+		if target(j.call.Phase, &j.end) != target(j.call.Phase, &s.end) {
+			j.try.hurry("the service has moved")
+		}
+	}
+	cl.startWaiting(s)
+}
+
 // startWaiting starts what may start. cl.mu is held.
 func (cl *Client) startWaiting(s *service) {
 	for {
@@ -126,14 +160,13 @@ func (cl *Client) startWaiting(s *service) {
 		if !ok {
 			return
 		}
-		cl.start(s, j)
+		cl.start(j)
 	}
 }
 
 // start hands j to a worker. cl.mu is held.
-func (cl *Client) start(s *service, j job) {
-	s.start(j.call.Phase)
-	j.service = s
+func (cl *Client) start(j *job) {
+	j.service.start(j)
 	if last := len(cl.idle) - 1; last >= 0 {
 		cl.idle[last] <- j // has room: an idle worker's channel is empty
 		cl.idle = cl.idle[:last]
@@ -146,23 +179,29 @@ func (cl *Client) start(s *service, j job) {
 // pop returns the next call of s that may start and is still wanted: a prepare
 // that waited longer than a try may last probably is not. Its asker learns that it
 // was not sent, and decides. cl.mu is held.
-func (cl *Client) pop(s *service) (job, bool) {
+func (cl *Client) pop(s *service) (*job, bool) {
 	for {
 		j, ok := s.pop()
-		if !ok || j.call.Phase != rm.Prepare || time.Since(j.queued) <= j.end.PrepareTimeout {
+		switch {
+		case !ok || j.call.Phase != rm.Prepare:
 			return j, ok
+		case j.void:
+			cl.refuse(j, "the transaction was decided before the call was sent")
+		case time.Since(j.queued) > s.end.PrepareTimeout:
+			cl.refuse(j, "waited longer than the prepare timeout for a free call slot of this service")
+		default:
+			return j, true
 		}
-		cl.refuse(j, "waited longer than the prepare timeout for a free call slot of this service")
 	}
 }
 
 // work runs j and then whatever waits at its service: one goroutine for each slot
 // in use, none for a waiting call. Without a call it stays a while for the next.
-func (cl *Client) work(j job) {
+func (cl *Client) work(j *job) {
 	defer cl.running.Done()
-	next := make(chan job, 1)
+	next := make(chan *job, 1)
 	for {
-		j.done(cl.try(j.call, j.end))
+		j.done(cl.try(j))
 		var ok bool
 		if j, ok = cl.next(j, next); ok {
 			continue
@@ -175,14 +214,14 @@ func (cl *Client) work(j job) {
 
 // next gives finished's slot to a waiting call of its service. If there is none,
 // the worker that asks becomes idle, or is told to end by its channel.
-func (cl *Client) next(finished job, worker chan job) (job, bool) {
+func (cl *Client) next(finished *job, worker chan *job) (*job, bool) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	s := finished.service
-	s.finish(finished.call.Phase)
+	s.finish(finished)
+	cl.forget(finished)
 	if j, ok := cl.pop(s); ok { // nothing waits once the client is closed
-		s.start(j.call.Phase)
-		j.service = s
+		s.start(j)
 		return j, true
 	}
 	if s.idle() && cl.services[finished.call.Service] == s {
@@ -193,11 +232,20 @@ func (cl *Client) next(finished job, worker chan job) (job, bool) {
 	} else {
 		cl.idle = append(cl.idle, worker)
 	}
-	return job{}, false
+	return nil, false
+}
+
+// forget drops a prepare that has ended, unless a later one of the branch has taken
+// its place. cl.mu is held.
+func (cl *Client) forget(j *job) {
+	if j.call.Phase == rm.Prepare && cl.prepares[j.branch()] == j {
+		delete(cl.prepares, j.branch())
+	}
 }
 
 // refuse tells j's asker that the call was never sent. cl.mu is held.
-func (cl *Client) refuse(j job, why string) {
+func (cl *Client) refuse(j *job, why string) {
+	cl.forget(j)
 	j.why = why
 	cl.refused = append(cl.refused, j)
 	if !cl.refusing {

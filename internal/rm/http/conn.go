@@ -90,11 +90,11 @@ type response struct {
 // call is normal. Nothing else is replayed, so that a participant that dies of a
 // call does not get it again from every idle connection in turn.
 //
-// Reading and writing fail after the deadline; ctx ends connecting only.
-func (p *pool) roundTrip(ctx context.Context, deadline time.Time, req *http.Request, body func() io.ReadCloser) (*response, error) {
+// Reading and writing fail after the attempt's deadline; ctx ends connecting only.
+func (p *pool) roundTrip(ctx context.Context, try *attempt, req *http.Request, body func() io.ReadCloser) (*response, error) {
 	c := p.take(req.URL)
 	if c != nil {
-		a, err := p.exchange(c, req, deadline)
+		a, err := p.exchange(c, req, try)
 		if err == nil {
 			return a, nil
 		}
@@ -105,13 +105,13 @@ func (p *pool) roundTrip(ctx context.Context, deadline time.Time, req *http.Requ
 		p.dropIdle(c.host) // they are as old
 		req.Body = body()
 	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+	ctx, cancel := context.WithDeadline(ctx, try.until())
 	defer cancel()
 	c, err := p.dial(ctx, req.URL)
 	if err != nil {
 		return nil, err
 	}
-	return p.exchange(c, req, deadline)
+	return p.exchange(c, req, try)
 }
 
 // brokenBeforeAnswerError: the connection ended before the first byte of an answer.
@@ -120,12 +120,14 @@ type brokenBeforeAnswerError struct{ err error }
 func (e *brokenBeforeAnswerError) Error() string { return e.err.Error() }
 func (e *brokenBeforeAnswerError) Unwrap() error { return e.err }
 
-func (p *pool) exchange(c *conn, req *http.Request, deadline time.Time) (*response, error) {
+// exchange sends req over c. c is try's until try.leave.
+func (p *pool) exchange(c *conn, req *http.Request, try *attempt) (*response, error) {
 	fail := func(err error) (*response, error) {
+		try.leave()
 		p.drop(c)
 		return nil, err
 	}
-	if err := c.rw.SetDeadline(deadline); err != nil {
+	if err := try.take(c); err != nil {
 		return fail(&brokenBeforeAnswerError{err})
 	}
 	writeErr := req.Write(c.bw)

@@ -50,6 +50,12 @@ func call(phase rm.Phase) *rm.Call {
 	return c
 }
 
+func ofBranch(branch uint32, phase rm.Phase) *rm.Call {
+	c := call(phase)
+	c.Branch = branch
+	return c
+}
+
 // ask runs one call to its end.
 func ask(t testing.TB, cl *Client, c *rm.Call, e rm.Endpoint) rm.Result {
 	t.Helper()

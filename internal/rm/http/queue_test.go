@@ -105,7 +105,7 @@ func TestInFlightLimitAndReserve(t *testing.T) {
 		receive(t, g.arrived)
 	}
 	for range 100 {
-		cl.Call(call(rm.Commit), e, tell)
+		cl.Call(ofBranch(3, rm.Commit), e, tell)
 	}
 	for range 2 { // the reserve
 		if p := receive(t, g.arrived); p != rm.Commit {
@@ -152,7 +152,7 @@ func TestFinishingGoesFirst(t *testing.T) {
 		cl.Call(call(rm.Prepare), e, tell)
 	}
 	for range 10 {
-		cl.Call(call(rm.Commit), e, tell)
+		cl.Call(ofBranch(3, rm.Commit), e, tell)
 	}
 	close(enter)
 	for i := range 20 {
@@ -335,7 +335,7 @@ func TestFIFO(t *testing.T) {
 	next, want := 0, 0
 	for round := range 1000 {
 		for range round % 7 {
-			f.push(job{call: &rm.Call{Attempt: uint32(next)}})
+			f.push(&job{call: &rm.Call{Attempt: uint32(next)}})
 			next++
 		}
 		for range min(round%5, f.len()) {
@@ -353,5 +353,96 @@ func TestFIFO(t *testing.T) {
 			t.Fatalf("popped %d, want %d", got, want)
 		}
 		want++
+	}
+}
+
+// A service that moves while calls wait and others hang: what waits goes to the new
+// address at once, and what hangs at the old one is given up soon.
+func TestMovedServiceIsAskedAtItsNewAddress(t *testing.T) {
+	g, e := newGate(t)
+	e.MaxInFlight, e.Version = 2, 1
+	e.PrepareTimeout, e.FinishTimeout = 10*deadline, 10*deadline
+	var sent atomic.Int32
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		sent.Add(1)
+		fmt.Fprint(w, `{"vote":"yes"}`)
+	})
+	cl := newClient(t, Config{})
+	results := make(chan rm.Result, 10)
+	done := func(r rm.Result) { results <- r }
+	cl.Call(call(rm.Commit), e, done) // both hang at the old address
+	cl.Call(ofBranch(3, rm.Prepare), e, done)
+	receive(t, g.arrived)
+	receive(t, g.arrived)
+	for i := range 4 {
+		cl.Call(ofBranch(uint32(10+i), rm.Prepare), e, done)
+	}
+	moved := at(s.URL)
+	moved.MaxInFlight, moved.Version = 8, 2
+	cl.Update("ledger", moved)
+	for range 4 {
+		if r := receive(t, results); r.Kind != rm.Yes {
+			t.Errorf("a call that waited: %+v", r)
+		}
+	}
+	cl.Call(ofBranch(20, rm.Prepare), e, done) // from who has not heard of the move yet
+	if r := receive(t, results); r.Kind != rm.Yes || sent.Load() != 5 {
+		t.Errorf("%+v, %d calls at the new address, want 5", r, sent.Load())
+	}
+	for range 2 {
+		if r := receive(t, results); r.Kind != rm.Indefinite || !strings.Contains(r.Reason, "moved") {
+			t.Errorf("a call that hangs: %+v", r)
+		}
+	}
+}
+
+// A prepare whose transaction was decided meanwhile keeps no slot: one that hangs is
+// given up, one that waits is not sent.
+func TestOvertakenPrepareFreesItsSlot(t *testing.T) {
+	hang := make(chan struct{})
+	var prepares atomic.Int32
+	arrived := make(chan struct{}, 1)
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/prepare" {
+			if prepares.Add(1) == 1 {
+				arrived <- struct{}{}
+				<-hang
+			}
+		}
+		fmt.Fprint(w, `{"vote":"yes"}`)
+	})
+	t.Cleanup(func() { close(hang) })
+	e := at(s.URL)
+	e.MaxInFlight, e.PrepareTimeout = 2, 10*deadline // one of the two is kept for rollbacks
+	cl := newClient(t, Config{})
+	results := map[uint32]chan rm.Result{}
+	prepare := func(branch uint32) {
+		ch := make(chan rm.Result, 1)
+		results[branch] = ch
+		cl.Call(ofBranch(branch, rm.Prepare), e, func(r rm.Result) { ch <- r })
+	}
+	prepare(1)
+	receive(t, arrived)
+	prepare(2)
+	prepare(3)
+	for _, branch := range []uint32{1, 2} {
+		if r := ask(t, cl, ofBranch(branch, rm.Rollback), e); r.Kind != rm.Done {
+			t.Fatalf("%+v", r)
+		}
+	}
+	for branch, want := range map[uint32]string{1: "given up", 2: "decided before the call was sent"} {
+		if r := receive(t, results[branch]); r.Kind != rm.Indefinite || !strings.Contains(r.Reason, want) {
+			t.Errorf("branch %d: %+v, want %q", branch, r, want)
+		}
+	}
+	if r := receive(t, results[3]); r.Kind != rm.Yes {
+		t.Errorf("%+v", r)
+	}
+	if n := prepares.Load(); n != 2 {
+		t.Errorf("%d prepares were sent, want 2", n)
+	}
+	waitForNoServices(t, cl)
+	if len(cl.prepares) != 0 {
+		t.Errorf("%d prepares are remembered", len(cl.prepares))
 	}
 }

@@ -17,26 +17,35 @@ import (
 	"github.com/assent-tx/assent/internal/rm"
 )
 
+// target is where a phase of a service is asked for.
+func target(p rm.Phase, e *rm.Endpoint) string {
+	switch p {
+	case rm.Prepare:
+		return e.PrepareURL
+	case rm.Commit:
+		return e.CommitURL
+	case rm.Rollback:
+		return e.RollbackURL
+	case rm.Status:
+		return e.StatusURL
+	}
+	return ""
+}
+
 // try makes one request of the call (two, when a commit is answered "unknown")
 // and decodes the answer. Its timeout counts from here: time in the queue is not
 // the participant's.
-func (cl *Client) try(c *rm.Call, e rm.Endpoint) rm.Result {
+func (cl *Client) try(j *job) rm.Result {
 	began := time.Now()
-	timeout, target := e.FinishTimeout, ""
-	switch c.Phase {
-	case rm.Prepare:
-		timeout, target = e.PrepareTimeout, e.PrepareURL
-	case rm.Commit:
-		target = e.CommitURL
-	case rm.Rollback:
-		target = e.RollbackURL
-	case rm.Status:
-		target = e.StatusURL
+	c, e := j.call, &j.end
+	timeout, target := e.FinishTimeout, target(c.Phase, e)
+	if c.Phase == rm.Prepare {
+		timeout = e.PrepareTimeout
 	}
 	if target == "" {
 		return rm.Result{Kind: rm.Indefinite, Reason: "the service has no " + c.Phase.String() + " URL"}
 	}
-	r := cl.ask(c, c.Phase, target, timeout, func(status int, body []byte) rm.Result {
+	r := cl.ask(j, c.Phase, target, timeout, func(status int, body []byte) rm.Result {
 		switch c.Phase {
 		case rm.Prepare:
 			return decodePrepare(status, body, e.ReadOnly, cl.cfg.MaxResults)
@@ -50,7 +59,7 @@ func (cl *Client) try(c *rm.Call, e rm.Endpoint) rm.Result {
 	// it wrongly (a row not yet visible, a session still ending): ask before it is
 	// believed.
 	if c.Phase == rm.Commit && r.Kind == rm.Contradicts && r.Outcome == rm.OutcomeUnknown && e.StatusURL != "" {
-		r = confirmUnknown(cl.ask(c, rm.Status, e.StatusURL, timeout, decodeStatus))
+		r = confirmUnknown(cl.ask(j, rm.Status, e.StatusURL, timeout, decodeStatus))
 	}
 	if r.Sent {
 		r.Took = time.Since(began)
@@ -81,7 +90,8 @@ var answerBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 const maxPooledBytes = 64 << 10
 
 // ask sends one request and hands status and body to decode.
-func (cl *Client) ask(c *rm.Call, phase rm.Phase, target string, timeout time.Duration, decode func(int, []byte) rm.Result) rm.Result {
+func (cl *Client) ask(j *job, phase rm.Phase, target string, timeout time.Duration, decode func(int, []byte) rm.Result) rm.Result {
+	c := j.call
 	u, err := cl.parseURL(target)
 	if err != nil {
 		return rm.Result{Reason: printable(fmt.Sprintf("%s URL: %v", phase, err), maxReasonBytes)}
@@ -90,12 +100,13 @@ func (cl *Client) ask(c *rm.Call, phase rm.Phase, target string, timeout time.Du
 	open := func() io.ReadCloser { return io.NopCloser(bytes.NewReader(encoded)) }
 	req := newRequest(u, c, phase, len(encoded))
 	req.Body = open()
-	resp, err := cl.pool.roundTrip(cl.ctx, time.Now().Add(timeout), req, open)
+	resp, err := cl.pool.roundTrip(cl.ctx, j.try.begin(timeout), req, open)
 	if err != nil {
-		return rm.Result{Sent: !neverConnected(err), Reason: cl.describe(err, timeout)}
+		return rm.Result{Sent: !neverConnected(err), Reason: cl.describe(err, j, timeout)}
 	}
 	whole := false
 	defer func() {
+		j.try.leave()
 		if whole {
 			resp.release()
 		} else {
@@ -117,7 +128,7 @@ func (cl *Client) ask(c *rm.Call, phase rm.Phase, target string, timeout time.Du
 	case finished2xx: // the status line said it all
 		err = nil
 	case err != nil:
-		return rm.Result{Sent: true, Reason: printable(fmt.Sprintf("status %d, body: %s", resp.StatusCode, cl.describe(err, timeout)), maxReasonBytes)}
+		return rm.Result{Sent: true, Reason: printable(fmt.Sprintf("status %d, body: %s", resp.StatusCode, cl.describe(err, j, timeout)), maxReasonBytes)}
 	case n > int64(cl.cfg.MaxResponseBytes):
 		return rm.Result{Sent: true, Reason: fmt.Sprintf("status %d, answer over the limit of %d bytes", resp.StatusCode, cl.cfg.MaxResponseBytes)}
 	}
@@ -167,11 +178,14 @@ func neverConnected(err error) bool {
 }
 
 // describe says in a few words why no answer came.
-func (cl *Client) describe(err error, timeout time.Duration) string {
+func (cl *Client) describe(err error, j *job, timeout time.Duration) string {
 	switch {
 	case cl.ctx.Err() != nil:
 		return "the coordinator is shutting down"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		if why := j.try.reason(); why != "" {
+			return "given up: " + why
+		}
 		return "no answer within " + timeout.String()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "the connection was closed before the answer was complete"
