@@ -357,6 +357,44 @@ func TestDamageAfterCleanClose(t *testing.T) {
 	hit("table", dbName+"/*.sst", 41)
 }
 
+// A log that was cut between two records is not seen to be cut before the database
+// has been opened, which rewrites its files: they are kept as they were found.
+func TestLostTailIsRefusedAndKept(t *testing.T) {
+	dir := made(t, 50)
+	name := theFile(t, dir, dbName+"/*.log")
+	sound, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	num := walNumber(t, name)
+	boundary := 0
+	for off := 0; off < len(sound)/2; {
+		c, ok := walChunkAt(sound, off, num)
+		if !ok {
+			t.Fatalf("no chunk at %d", off)
+		}
+		off = skipPadding(sound, c.end)
+		boundary = off
+	}
+	write(t, name, sound[:boundary])
+	for range 2 { // the second start must not replace what the first one kept
+		if _, err := opens(t, dir); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), foundName) || strings.Contains(err.Error(), "nothing was changed") {
+			t.Fatalf("%v", err)
+		}
+		kept, err := os.ReadFile(filepath.Join(dir, foundName, filepath.Base(name)))
+		if err != nil || string(kept) != string(sound[:boundary]) {
+			t.Fatalf("%d bytes of %d are kept, %v", len(kept), boundary, err)
+		}
+	}
+	whole := made(t, 3)
+	if _, err := opens(t, whole); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(whole, foundName)); !os.IsNotExist(err) {
+		t.Errorf("links are left in a sound directory: %v", err)
+	}
+}
+
 func TestMissingParts(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	cfg := config(dir, newRecorder())

@@ -44,6 +44,11 @@ func (e *DirError) Unwrap() error { return e.Err }
 const damagedHint = "nothing was changed; keep a copy of the directory for analysis, then restore it from a backup " +
 	"taken while the node was stopped (a replica of a cluster is instead removed and joins again with an empty directory)"
 
+// keptHint is for damage that shows only after the database has been opened, which
+// rewrites its files.
+const keptHint = "the files as they were found are in its directory " + foundName + "; keep them for analysis, then restore the directory " +
+	"from a backup taken while the node was stopped (a replica of a cluster is instead removed and joins again with an empty directory)"
+
 func damaged(dir, format string, args ...any) error {
 	return &DirError{Dir: dir, Err: ErrDamaged, Detail: fmt.Sprintf(format, args...), Hint: damagedHint}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/errors/oserror"
@@ -29,6 +30,7 @@ type Log struct {
 	db     *database
 	groups []*group
 	epoch  time.Time
+	kept   bool // foundName holds the database's files as they were found
 
 	fsyncs    atomic.Uint64
 	voting    atomic.Bool // Raft goroutines may be running
@@ -53,7 +55,7 @@ type Log struct {
 //
 // A directory that cannot be used is a *DirError that wraps ErrForeignDirectory,
 // ErrOtherNode, ErrOtherCluster, ErrOtherShardCount, ErrNewerFormat, ErrLocked or
-// ErrDamaged; nothing in it was changed.
+// ErrDamaged; nothing in it was changed, or what was is kept (foundName).
 func Open(config Config) (*Log, error) {
 	cfg, err := config.withDefaults()
 	if err != nil {
@@ -116,9 +118,16 @@ func (l *Log) open() error {
 	for shard := range l.cfg.Machines {
 		g, err := l.recoverGroup(uint32(shard), snapshots, floor)
 		if err != nil {
+			var refused *DirError
+			if errors.As(err, &refused) && errors.Is(err, ErrDamaged) && l.kept {
+				refused.Hint = keptHint
+			}
 			return err
 		}
 		l.groups = append(l.groups, g)
+	}
+	if err := l.disk.FS.RemoveAll(l.disk.PathJoin(l.cfg.Dir, foundName)); err != nil {
+		return err
 	}
 	l.voting.Store(true)
 	for _, g := range l.groups {
@@ -170,9 +179,44 @@ func (l *Log) openDatabase(unfinished bool) error {
 			return err
 		}
 	}
+	if err := l.keepFound(dir); err != nil {
+		return fmt.Errorf("keep the database's files as they were found: %w", err)
+	}
 	var err error
 	l.db.db, err = l.openPebble(dir, true)
 	return err
+}
+
+// foundName is a directory with links to the database's files as they were before
+// it was opened, until the log has proved sound: opening rewrites them, and what is
+// missing from them shows only then. What an earlier start found is kept.
+const foundName = "found"
+
+func (l *Log) keepFound(dir string) error {
+	found := l.disk.PathJoin(l.cfg.Dir, foundName)
+	if _, err := l.disk.Stat(found); err == nil {
+		l.kept = true
+		return nil
+	}
+	names, err := l.disk.List(dir)
+	if err != nil {
+		return err
+	}
+	if err := l.disk.MkdirAll(found, dirMode); err != nil {
+		return err
+	}
+	for _, name := range names {
+		// Not through l.disk: a file system without links is no failing disk.
+		err := l.disk.FS.Link(l.disk.PathJoin(dir, name), l.disk.PathJoin(found, name))
+		if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.EOPNOTSUPP) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	l.kept = true
+	return nil
 }
 
 // openPebble gives up soon after a write has failed: the database may try for ever.
