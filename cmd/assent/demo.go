@@ -45,6 +45,9 @@ nothing in doubt and no lock left. The exit code is 1 if anything is wrong.`
 
 // Run runs the demo.
 func (d *demoCmd) Run() error {
+	if d.Transfers < 1 || d.Clients < 1 || d.Accounts < 1 || d.Kills < 0 || d.Every <= 0 {
+		return &exitError{exitUsage, errors.New("--transfers, --clients and --accounts are at least 1, --every is more than 0s")}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, demoLimit)

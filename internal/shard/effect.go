@@ -278,12 +278,16 @@ func (s *Shard) acknowledged(r *run, i int, ev *CallDone) {
 	s.lazyUrgent = s.lazyUrgent || len(r.waiters) > 0 || ack.Fate.Hazard() || s.st.Contended(r.t.ID, service) || v != nil && v.Draining
 }
 
+// onePhaseQuickTries of a one-phase prepare are as soon as those of any prepare.
+const onePhaseQuickTries = 6
+
 // retryLater repeats the branch's call after a pause that doubles up to a bound,
 // spread over half its length so that branches do not come back in step.
 func (s *Shard) retryLater(r *run, i int, why string) {
 	b := &r.branches[i]
 	first, most := s.cfg.FinishBackoffUs, s.cfg.MaxFinishBackoffUs
-	if b.phase == PhasePrepare {
+	// A one-phase prepare may have to be asked without end, as a commit has.
+	if b.phase == PhasePrepare && (!r.t.OnePhase || b.failures < onePhaseQuickTries) {
 		first, most = s.cfg.PrepareBackoffUs, s.cfg.MaxPrepareBackoffUs
 	}
 	pause := most

@@ -44,7 +44,7 @@ func (s *Shard) admit(token Token) bool {
 	case !s.leading:
 		err = reason.New(reason.NotReady, "try again", "shard %d has no leader here yet", s.cfg.Shard)
 	case s.waiting >= s.cfg.MaxWaitingRequests:
-		err = reason.New(reason.Overloaded, "slow down, or raise max-waiting-requests", "%d requests wait for an answer", s.waiting)
+		err = reason.New(reason.Overloaded, "slow down, or raise --max-waiting-requests", "%d requests wait for an answer", s.waiting)
 	default:
 		return true
 	}
@@ -75,7 +75,7 @@ func (s *Shard) submit(ev *Submit) {
 	case ev.ID.UnixMs() > s.now.WallMs+s.cfg.MaxIDAheadMs:
 		err = s.fromFuture(ev.ID)
 	case s.st.Live()+len(s.proposed) >= s.cfg.MaxOpenTransactions:
-		err = reason.New(reason.Overloaded, "slow down, or raise max-open-transactions", "%d transactions are open", s.st.Live())
+		err = reason.New(reason.Overloaded, "slow down, or raise --max-open-transactions", "%d transactions are open", s.st.Live())
 		err.RetryAfterMs = 500
 	case s.pendingBytes >= s.cfg.MaxPendingBytes:
 		err = reason.New(reason.Overloaded, "slow down; the disk does not keep up", "%d bytes wait for the log", s.pendingBytes)
