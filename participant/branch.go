@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"strings"
 )
 
 // Branch is the part of a transaction that this service executes.
@@ -13,7 +14,15 @@ type Branch struct {
 	Number      uint32            // of the branch within the transaction, from 1
 	Token       string            // fencing token of the branch's locks; later grants compare greater as text. May be empty
 	Operations  []json.RawMessage // payloads in their order, exactly as received; the same in every phase
-	OnePhase    bool              // Commit follows in the same local transaction
+	OnePhase    bool              // it is committed in the same local transaction
+}
+
+// Preparer is the service's work where the database itself holds, commits and
+// rolls back what was done (PostgreSQLPrepared): the work of a branch, once, on
+// the real rows, as in any local transaction. What holds for Handler.Prepare
+// holds here, but nothing needs to be reserved or undone.
+type Preparer interface {
+	Prepare(ctx context.Context, tx *sql.Tx, b Branch) (results []json.RawMessage, err error)
 }
 
 // Handler is the service's work. Every method runs in a local transaction that
@@ -50,6 +59,9 @@ func (r *refusal) Error() string { return r.reason }
 
 // No is returned by Prepare to vote no. The reason is shown to the client; it is
 // cut to 1,024 bytes.
-func No(reason string) error { return &refusal{reason: clip(reason, maxReasonBytes)} }
+func No(reason string) error {
+	// A NUL cannot be recorded everywhere.
+	return &refusal{reason: clip(strings.ReplaceAll(reason, "\x00", "\uFFFD"), maxReasonBytes)}
+}
 
 const maxReasonBytes = 1024

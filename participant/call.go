@@ -93,8 +93,8 @@ type InDoubt struct {
 // databases without a prepared state of their own; others may stand behind the
 // same HTTP binding. Methods are called concurrently.
 //
-// An error that wraps ErrStale is answered 412, ErrOverloaded 503, any other 500:
-// none of them is a definite answer, and nothing may have changed.
+// An error that wraps ErrStale is answered 412, ErrOverloaded 503, ErrCluster
+// 421, any other 500: none of them is a definite answer, and nothing may have changed.
 type Resource interface {
 	// Prepare executes and votes; the vote is durable when it returns.
 	Prepare(ctx context.Context, c *Call) (Vote, error)
@@ -113,6 +113,8 @@ var (
 	ErrStale = errors.New("stale call")
 	// ErrOverloaded is a call refused by a limit, to be made again later.
 	ErrOverloaded = errors.New("overloaded")
+	// ErrCluster is a call of a coordinator that this database does not serve.
+	ErrCluster = errors.New("call of another coordinator cluster")
 )
 
 const (

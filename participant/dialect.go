@@ -6,16 +6,26 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
-// Dialect is what differs between databases. SQLite makes one.
+// Dialect is what differs between databases. SQLite, PostgreSQL and
+// PostgreSQLPrepared make one.
 type Dialect struct {
 	name         string
 	schema       []string
-	singleWriter bool                                        // one write transaction at a time: queue in the process instead of polling for the lock
-	rebind       func(query string) string                   // from ? placeholders to the database's
-	retryable    func(err error) bool                        // the transaction did nothing and may succeed when run again
-	check        func(ctx context.Context, db *sql.DB) error // refuses a configuration that would lose votes
+	singleWriter bool // one write transaction at a time: queue in the process instead of polling for the lock
+	prepared     bool // branches are held by the database's own prepared transactions
+
+	queries     func(lockTimeout time.Duration) queries
+	options     func(level sql.IsolationLevel) *sql.TxOptions
+	list        func(encoded []byte) any                    // as an argument; nil is NULL
+	retryable   func(err error) bool                        // the transaction did nothing and may succeed when run again
+	lockTimeout func(err error) bool                        // a wait for a lock ended without it
+	verdict     func(err error) (reason string)             // why an error of a prepare is a vote no; empty: it is none
+	probe       string                                      // a statement that fails in a transaction that cannot commit; may be empty
+	check       func(ctx context.Context, db *sql.DB) error // refuses a configuration that would lose votes
+	checkTables func(ctx context.Context, db *sql.DB) error // refuses what the tables say; may be nil
 }
 
 // SQLite is the dialect of SQLite 3.35 or later, with any driver that takes
@@ -29,9 +39,18 @@ func SQLite() Dialect {
 	return Dialect{
 		name:         "sqlite",
 		singleWriter: true,
-		rebind:       func(q string) string { return q },
-		retryable:    sqliteBusy,
-		check:        checkSQLite,
+		queries:      func(time.Duration) queries { return plainQueries() },
+		options:      func(sql.IsolationLevel) *sql.TxOptions { return nil }, // there is only one
+		list: func(encoded []byte) any {
+			if encoded == nil {
+				return nil
+			}
+			return string(encoded) // a blob in a TEXT column would stay one
+		},
+		retryable:   sqliteBusy,
+		lockTimeout: func(error) bool { return false },
+		verdict:     func(error) string { return "" },
+		check:       checkSQLite,
 		schema: []string{
 			`CREATE TABLE IF NOT EXISTS assent_outcome (
 				txn        TEXT    NOT NULL,

@@ -12,11 +12,14 @@ import (
 // Finish commits or rolls back the branch, or says what became of it. See Resource.
 func (p *Participant) Finish(ctx context.Context, c *Call) (Outcome, error) {
 	p.forget.note(c)
+	if p.native != nil {
+		return p.native.finish(ctx, c)
+	}
 	state, outcome, work := stateCommitted, OutcomeCommitted, p.cfg.Handler.Commit
 	if c.Phase == PhaseRollback {
 		state, outcome, work = stateRolledBack, OutcomeRolledBack, p.cfg.Handler.Rollback
 	}
-	err := p.transact(ctx, func(tx *sql.Tx) (bool, error) {
+	err := p.transact(ctx, p.working, func(tx *sql.Tx) (bool, error) {
 		operations, found, err := p.leavePrepared(ctx, tx, c, state)
 		if err != nil {
 			return false, err
@@ -40,7 +43,7 @@ func (p *Participant) Finish(ctx context.Context, c *Call) (Outcome, error) {
 // leavePrepared moves a prepared row to state. It is a write, and so takes the
 // row's lock, whether it finds one or not.
 func (p *Participant) leavePrepared(ctx context.Context, tx *sql.Tx, c *Call, state string) (operations []json.RawMessage, found bool, err error) {
-	var encoded sql.NullString
+	var encoded []byte
 	err = tx.QueryRowContext(ctx, p.queries.finish, state, int64(c.Term), c.Token, c.Token, time.Now().UnixMilli(),
 		c.Transaction, c.Branch, int64(c.Term), c.Token, c.Token).Scan(&encoded)
 	switch {
@@ -55,7 +58,7 @@ func (p *Participant) leavePrepared(ctx context.Context, tx *sql.Tx, c *Call, st
 
 // finishOther answers commit and rollback of a branch that is not prepared.
 func (p *Participant) finishOther(ctx context.Context, tx *sql.Tx, c *Call) (o Outcome, write bool, err error) {
-	r, err := p.readRow(ctx, tx, c)
+	r, err := p.readRow(ctx, tx, p.queries.lock, c)
 	if err != nil {
 		return "", false, err
 	}
@@ -67,16 +70,16 @@ func (p *Participant) finishOther(ctx context.Context, tx *sql.Tx, c *Call) (o O
 		if below, err := p.isForgotten(ctx, tx, c); err != nil || below {
 			return OutcomeRolledBack, false, err
 		}
-		inserted, err := p.insertRow(ctx, tx, c, row{state: stateRolledBack, token: c.Token, term: c.Term})
+		_, inserted, err := p.insertRow(ctx, tx, c, row{state: stateRolledBack, token: c.Token, term: c.Term})
 		if err == nil && !inserted {
-			err = errors.New("the branch began while its rollback looked for it") // asked again
+			err = errRaced // the branch began while its rollback looked for it
 		}
 		return OutcomeRolledBack, true, err
 	}
 	state := r.state
 	switch {
 	case r.state == statePrepared && r.stale(c) == nil:
-		return "", false, errors.New("the branch was prepared while its end looked for it") // asked again
+		return "", false, errRaced // it was prepared while its end looked for it
 	case r.state == stateReadOnly && c.Phase == PhaseRollback:
 		state = stateRolledBack // a prepare after a rollback votes no, here too
 	}
@@ -97,7 +100,16 @@ func (p *Participant) finishOther(ctx context.Context, tx *sql.Tx, c *Call) (o O
 // its own: it is "committed" if it was one-phase, and otherwise "prepared", which
 // either decision may follow. See Resource.
 func (p *Participant) Status(ctx context.Context, c *Call) (Outcome, error) {
-	r, err := p.readRow(ctx, p.cfg.DB, c)
+	if p.native != nil {
+		switch gid, err := p.native.find(ctx, c); {
+		case err != nil:
+			return "", err
+		case gid != "":
+			return OutcomePrepared, nil
+		}
+	}
+	// After that look: a branch is in one place or the other, or has moved to the row.
+	r, err := p.readRow(ctx, p.cfg.DB, p.queries.read, c)
 	switch {
 	case err != nil:
 		return "", err
@@ -116,6 +128,9 @@ func (p *Participant) Status(ctx context.Context, c *Call) (Outcome, error) {
 
 // InDoubt lists prepared branches. See Resource.
 func (p *Participant) InDoubt(ctx context.Context, transaction string, branch uint32, limit int) ([]InDoubt, error) {
+	if p.native != nil {
+		return p.native.inDoubt(ctx, transaction, branch, limit)
+	}
 	rows, err := p.cfg.DB.QueryContext(ctx, p.queries.inDoubt, transaction, transaction, branch, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list in doubt: %w", err)

@@ -72,8 +72,12 @@ func (f *forgetter) wakeUp() {
 // heard, or any process on this database has begun to delete. It reads after the
 // caller's look for the row.
 func (p *Participant) isForgotten(ctx context.Context, tx *sql.Tx, c *Call) (bool, error) {
+	shards, shard := int64(c.Shards), int64(c.Shard)
 	if c.Shards == 0 {
-		return false, nil
+		if p.native == nil {
+			return false, nil
+		}
+		shards, shard = -1, -1 // nobody's: the statement also ends the short wait of the insert
 	}
 	p.forget.mu.Lock()
 	below := c.Transaction < p.forget.seen[home{c.Shard, c.Shards}]
@@ -81,12 +85,12 @@ func (p *Participant) isForgotten(ctx context.Context, tx *sql.Tx, c *Call) (boo
 	if below {
 		return true, nil
 	}
-	var forgotten string
-	err := tx.QueryRowContext(ctx, p.queries.readForgotten, c.Shards, c.Shard).Scan(&forgotten)
+	var forgotten sql.NullString
+	err := tx.QueryRowContext(ctx, p.queries.readForgotten, shards, shard).Scan(&forgotten)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return false, fmt.Errorf("read watermark: %w", err)
 	}
-	return c.Transaction < forgotten, nil
+	return c.Transaction < forgotten.String, nil
 }
 
 func (f *forgetter) run(ctx context.Context) {
@@ -133,7 +137,7 @@ func (f *forgetter) due() map[home]string {
 
 // deleteForgotten raises the shard's watermark and deletes what is below it.
 func (p *Participant) deleteForgotten(ctx context.Context, h home, below string) error {
-	err := p.transact(ctx, func(tx *sql.Tx) (bool, error) {
+	err := p.transact(ctx, p.bookkeeping, func(tx *sql.Tx) (bool, error) {
 		if _, err := tx.ExecContext(ctx, p.queries.insertForgotten, h.shards, h.shard, below); err != nil {
 			return false, err
 		}
@@ -145,7 +149,7 @@ func (p *Participant) deleteForgotten(ctx context.Context, h home, below string)
 	}
 	for from := ""; from < below; {
 		var to string
-		err := p.transact(ctx, func(tx *sql.Tx) (bool, error) {
+		err := p.transact(ctx, p.bookkeeping, func(tx *sql.Tx) (bool, error) {
 			to = below
 			err := tx.QueryRowContext(ctx, p.queries.page, from, below, forgetBatchRows-1).Scan(&to)
 			if err != nil && !errors.Is(err, sql.ErrNoRows) {

@@ -230,8 +230,12 @@ func (h *binding) answerError(w http.ResponseWriter, route string, c *Call, err 
 	case errors.Is(err, ErrStale):
 		fail(w, http.StatusPreconditionFailed, err.Error())
 	case errors.Is(err, ErrOverloaded):
+		h.log.Debug("participant call put off", "service", h.service, "call", route, "branch", id, "error", err)
 		w.Header().Set("Retry-After", "1")
 		fail(w, http.StatusServiceUnavailable, err.Error())
+	case errors.Is(err, ErrCluster):
+		h.log.Error("participant call refused", "service", h.service, "call", route, "branch", id, "error", err)
+		fail(w, http.StatusMisdirectedRequest, err.Error())
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		h.log.Warn("participant call not done in time", "service", h.service, "call", route, "branch", id, "error", err)
 		fail(w, http.StatusServiceUnavailable, "not done in time")

@@ -29,55 +29,80 @@ type row struct {
 	reason               string
 }
 
+// queries are the statements of a participant, in its database's spelling.
 type queries struct {
-	insert, read, finish, touch, vote, inDoubt,
+	insert, read, lock, finish, touch, vote, inDoubt,
 	readForgotten, insertForgotten, raiseForgotten, page, remove string
 }
 
-func newQueries(rebind func(string) string) queries {
+// plainQueries are the statements with ? for each argument, for a database that
+// runs one write transaction at a time.
+func plainQueries() queries {
 	return queries{
-		insert: rebind(`INSERT INTO assent_outcome
+		insert: `INSERT INTO assent_outcome
 			(txn, branch, state, digest, op_count, one_phase, token, term, home, operations, results, reason, updated_ms)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`),
-		read: rebind(`SELECT state, digest, op_count, one_phase, token, term, operations, results, reason
-			FROM assent_outcome WHERE txn = ? AND branch = ?`),
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING ''`,
+		read: readQuery,
+		lock: readQuery,
 		// The move out of prepared, and the lock on the row, in one statement.
-		finish: rebind(`UPDATE assent_outcome
-			SET state = ?, term = ?, token = CASE WHEN token < ? THEN ? ELSE token END, updated_ms = ?
-			WHERE txn = ? AND branch = ? AND state = 'prepared' AND term <= ? AND (token <= ? OR ? = '')
-			RETURNING operations`),
-		touch: rebind(`UPDATE assent_outcome SET state = ?, term = ?, token = ?, updated_ms = ? WHERE txn = ? AND branch = ?`),
-		vote:  rebind(`UPDATE assent_outcome SET state = ?, results = ?, reason = ? WHERE txn = ? AND branch = ?`),
-		inDoubt: rebind(`SELECT txn, branch, updated_ms FROM assent_outcome
-			WHERE state = 'prepared' AND (txn > ? OR (txn = ? AND branch > ?)) ORDER BY txn, branch LIMIT ?`),
-		readForgotten:   rebind(`SELECT forgotten FROM assent_watermark WHERE shards = ? AND shard = ?`),
-		insertForgotten: rebind(`INSERT INTO assent_watermark (shards, shard, forgotten) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`),
-		raiseForgotten:  rebind(`UPDATE assent_watermark SET forgotten = ? WHERE shards = ? AND shard = ? AND forgotten < ?`),
-		page:            rebind(`SELECT txn FROM assent_outcome WHERE txn > ? AND txn < ? ORDER BY txn LIMIT 1 OFFSET ?`),
-		remove: rebind(`DELETE FROM assent_outcome
-			WHERE txn > ? AND txn <= ? AND txn < ? AND home % ? = ? AND state <> 'prepared'`),
+		finish: finishQuery(""),
+		touch:  `UPDATE assent_outcome SET state = ?, term = ?, token = ?, updated_ms = ? WHERE txn = ? AND branch = ?`,
+		vote:   `UPDATE assent_outcome SET state = ?, results = ?, reason = ? WHERE txn = ? AND branch = ?`,
+		inDoubt: `SELECT txn, branch, updated_ms FROM assent_outcome
+			WHERE state = 'prepared' AND (txn > ? OR (txn = ? AND branch > ?)) ORDER BY txn, branch LIMIT ?`,
+		readForgotten:   `SELECT forgotten FROM assent_watermark WHERE shards = ? AND shard = ?`,
+		insertForgotten: `INSERT INTO assent_watermark (shards, shard, forgotten) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`,
+		raiseForgotten:  `UPDATE assent_watermark SET forgotten = ? WHERE shards = ? AND shard = ? AND forgotten < ?`,
+		page:            `SELECT txn FROM assent_outcome WHERE txn > ? AND txn < ? ORDER BY txn LIMIT 1 OFFSET ?`,
+		remove: `DELETE FROM assent_outcome
+			WHERE txn > ? AND txn <= ? AND txn < ? AND home % ? = ? AND state <> 'prepared'`,
 	}
 }
+
+// finishQuery has from between SET and WHERE.
+func finishQuery(from string) string {
+	return `UPDATE assent_outcome
+		SET state = ?, term = ?, token = CASE WHEN token < ? THEN ? ELSE token END, updated_ms = ? ` + from + `
+		WHERE txn = ? AND branch = ? AND state = 'prepared' AND term <= ? AND (token <= ? OR ? = '')
+		RETURNING operations`
+}
+
+const readQuery = `SELECT state, digest, op_count, one_phase, token, term, operations, results, reason
+	FROM assent_outcome WHERE txn = ? AND branch = ?`
+
+var (
+	// errBranchBusy: another call, or a prepared transaction, holds the branch's row.
+	errBranchBusy = fmt.Errorf("%w: another call works on this branch", ErrOverloaded)
+	// errRaced: two looks at one branch were overtaken by another call. The local
+	// transaction did nothing and is run again.
+	errRaced = errors.New("the branch changed meanwhile")
+)
 
 // insertRow writes a row unless one is there, and reports whether it did. It is
 // the first statement of its transaction: the database's own uniqueness makes one
 // of all concurrent duplicates the owner, and lets the others wait for its end.
-func (p *Participant) insertRow(ctx context.Context, tx *sql.Tx, c *Call, r row) (bool, error) {
+// mark is the database's name of the local transaction, if it has one.
+func (p *Participant) insertRow(ctx context.Context, tx *sql.Tx, c *Call, r row) (mark string, inserted bool, err error) {
 	operations, err := encodeList(r.operations)
 	if err != nil {
-		return false, err
+		return "", false, err
 	}
 	results, err := encodeList(r.results)
 	if err != nil {
-		return false, err
+		return "", false, err
 	}
-	res, err := tx.ExecContext(ctx, p.queries.insert, c.Transaction, c.Branch, r.state, r.digest, r.opCount, r.onePhase,
-		r.token, int64(r.term), randA(c.Transaction), operations, results, r.reason, time.Now().UnixMilli())
-	if err != nil {
-		return false, fmt.Errorf("insert outcome row: %w", err)
+	list := p.cfg.Dialect.list
+	err = tx.QueryRowContext(ctx, p.queries.insert, c.Transaction, c.Branch, r.state, r.digest, r.opCount, r.onePhase,
+		r.token, int64(r.term), randA(c.Transaction), list(operations), list(results), r.reason, time.Now().UnixMilli()).Scan(&mark)
+	switch {
+	case err == nil:
+		return mark, true, nil
+	case errors.Is(err, sql.ErrNoRows):
+		return "", false, nil
+	case p.cfg.Dialect.lockTimeout(err):
+		return "", false, fmt.Errorf("%w: %w", errBranchBusy, err)
 	}
-	n, err := res.RowsAffected()
-	return n == 1, err
+	return "", false, fmt.Errorf("insert outcome row: %w", err)
 }
 
 // newRow is the first row of a prepare.
@@ -92,12 +117,14 @@ type querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// readRow returns nil if there is no row.
-func (p *Participant) readRow(ctx context.Context, q querier, c *Call) (*row, error) {
+// readRow returns nil if there is no row. query is queries.read, or in a
+// transaction that may write the row queries.lock.
+func (p *Participant) readRow(ctx context.Context, q querier, query string, c *Call) (*row, error) {
 	var r row
-	var operations, results, reason sql.NullString
+	var operations, results []byte
+	var reason sql.NullString
 	var term int64
-	err := q.QueryRowContext(ctx, p.queries.read, c.Transaction, c.Branch).
+	err := q.QueryRowContext(ctx, query, c.Transaction, c.Branch).
 		Scan(&r.state, &r.digest, &r.opCount, &r.onePhase, &r.token, &term, &operations, &results, &reason)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
@@ -141,9 +168,10 @@ func (r *row) stale(c *Call) error {
 	return nil
 }
 
-func encodeList(list []json.RawMessage) (sql.NullString, error) {
+// encodeList is nil for an empty list.
+func encodeList(list []json.RawMessage) ([]byte, error) {
 	if len(list) == 0 {
-		return sql.NullString{}, nil
+		return nil, nil
 	}
 	// Not json.Marshal, which would rewrite the elements: a handler is to see the
 	// same bytes in every phase.
@@ -156,17 +184,17 @@ func encodeList(list []json.RawMessage) (sql.NullString, error) {
 	}
 	b = append(b, ']')
 	if !json.Valid(b) {
-		return sql.NullString{}, errors.New("a result is not valid JSON")
+		return nil, errors.New("a result is not valid JSON")
 	}
-	return sql.NullString{String: string(b), Valid: true}, nil
+	return b, nil
 }
 
-func decodeList(s sql.NullString) ([]json.RawMessage, error) {
-	if !s.Valid {
+func decodeList(encoded []byte) ([]json.RawMessage, error) {
+	if encoded == nil {
 		return nil, nil
 	}
 	var list []json.RawMessage
-	if err := json.Unmarshal([]byte(s.String), &list); err != nil {
+	if err := json.Unmarshal(encoded, &list); err != nil {
 		return nil, fmt.Errorf("outcome row: %w", err)
 	}
 	return list, nil

@@ -6,63 +6,74 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"time"
 )
 
-// Config describes a participant. Service, DB, Dialect and Handler are required.
+// Config describes a participant. Service, DB, Dialect and one of Handler and
+// Preparer are required.
 type Config struct {
-	Service string  // the name it is registered under
-	DB      *sql.DB // where the service's data and the outcome rows live; the caller closes it, after Close
-	Dialect Dialect
-	Handler Handler
+	Service  string  // the name it is registered under
+	DB       *sql.DB // where the service's data and the outcome rows live; the caller closes it, after Close
+	Dialect  Dialect
+	Handler  Handler  // with SQLite and PostgreSQL
+	Preparer Preparer // with PostgreSQLPrepared
+
+	// Isolation of the local transactions that run the service's work. Default:
+	// serializable. SQLite has no other; on PostgreSQL sql.LevelReadCommitted and
+	// sql.LevelRepeatableRead may be chosen. The package's own rules hold at each.
+	Isolation sql.IsolationLevel
+	// LockTimeout bounds each wait for a lock inside a local transaction, on
+	// PostgreSQL; keep it below the service's prepare timeout. Default 2s. (SQLite:
+	// the driver's busy timeout.)
+	LockTimeout time.Duration
 
 	Limits         Limits        // of the HTTP binding
 	ForgetInterval time.Duration // between two rounds of deleting forgotten outcome rows. Default 1s
 	Logger         *slog.Logger  // default: slog.Default()
 }
 
-// Participant keeps the outcome rows of one service around a Handler. It
+// Participant keeps the outcome rows of one service around its work. It
 // implements Resource and is safe for concurrent use, also together with other
 // processes on the same database. One database serves one coordinator cluster.
 type Participant struct {
-	cfg     Config
-	log     *slog.Logger
-	queries queries
-	writer  chan struct{} // nil, or the one write transaction of this process
-	forget  forgetter
+	cfg      Config
+	log      *slog.Logger
+	queries  queries
+	preparer Preparer
+	native   *native       // nil: reserve, confirm, cancel
+	writer   chan struct{} // nil, or the one write transaction of this process
+	forget   forgetter
+
+	working     transacting // local transactions that run the service's work
+	bookkeeping transacting // those that do not
 }
 
 var _ Resource = (*Participant)(nil)
 
-// New creates the tables assent_outcome and assent_watermark if they are missing
-// and returns a participant. Close it to end its background work.
+// New creates the package's tables if they are missing and returns a participant.
+// It refuses a database that could lose a vote. Close it to end its background
+// work.
 func New(ctx context.Context, cfg Config) (*Participant, error) {
-	switch {
-	case cfg.Service == "":
-		return nil, errors.New("participant: Config.Service is empty")
-	case cfg.DB == nil:
-		return nil, errors.New("participant: Config.DB is nil")
-	case cfg.Dialect.name == "":
-		return nil, errors.New("participant: Config.Dialect is not set")
-	case cfg.Handler == nil:
-		return nil, errors.New("participant: Config.Handler is nil")
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("participant: %w", err)
 	}
-	if cfg.ForgetInterval <= 0 {
-		cfg.ForgetInterval = time.Second
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
-	cfg.Limits = cfg.Limits.withDefaults()
 	if err := cfg.Dialect.check(ctx, cfg.DB); err != nil {
 		return nil, fmt.Errorf("participant: %w", err)
 	}
-	p := &Participant{cfg: cfg, log: cfg.Logger, queries: newQueries(cfg.Dialect.rebind)}
+	p := &Participant{
+		cfg: cfg, log: cfg.Logger, queries: cfg.Dialect.queries(cfg.LockTimeout), preparer: cfg.Preparer,
+		working:     transacting{cfg.Dialect.options(cfg.Isolation), maxTries},
+		bookkeeping: transacting{cfg.Dialect.options(sql.LevelReadCommitted), maxTries},
+	}
+	if cfg.Handler != nil {
+		p.preparer = cfg.Handler
+	}
 	if cfg.Dialect.singleWriter {
 		p.writer = make(chan struct{}, 1)
 	}
-	err := p.transact(ctx, func(tx *sql.Tx) (bool, error) {
+	err := p.transact(ctx, p.bookkeeping, func(tx *sql.Tx) (bool, error) {
 		for _, statement := range cfg.Dialect.schema {
 			if _, err := tx.ExecContext(ctx, statement); err != nil {
 				return false, err
@@ -73,8 +84,55 @@ func New(ctx context.Context, cfg Config) (*Participant, error) {
 	if err != nil {
 		return nil, fmt.Errorf("participant: create tables: %w", err)
 	}
+	if cfg.Dialect.checkTables != nil {
+		if err := cfg.Dialect.checkTables(ctx, cfg.DB); err != nil {
+			return nil, fmt.Errorf("participant: %w", err)
+		}
+	}
+	if cfg.Dialect.prepared {
+		p.working.maxTries = maxTriesToPrepare
+		p.native = &native{p: p}
+	}
 	p.forget.start(p)
 	return p, nil
+}
+
+// complete checks the configuration and fills in its defaults.
+func (cfg *Config) complete() error {
+	switch {
+	case cfg.Service == "":
+		return errors.New("Config.Service is empty")
+	case cfg.DB == nil:
+		return errors.New("Config.DB is nil")
+	case cfg.Dialect.name == "":
+		return errors.New("Config.Dialect is not set")
+	case cfg.Dialect.prepared && cfg.Handler != nil:
+		return errors.New("Config.Handler is set, but with PostgreSQLPrepared the database commits and rolls back: set Config.Preparer, which has no Commit and Rollback")
+	case cfg.Dialect.prepared && cfg.Preparer == nil:
+		return errors.New("Config.Preparer is nil")
+	case !cfg.Dialect.prepared && cfg.Preparer != nil:
+		return errors.New("Config.Preparer is set, which is for PostgreSQLPrepared: without it the service commits and rolls back itself, by Config.Handler")
+	case !cfg.Dialect.prepared && cfg.Handler == nil:
+		return errors.New("Config.Handler is nil")
+	}
+	switch level := cfg.Isolation; {
+	case level == sql.LevelDefault:
+		cfg.Isolation = sql.LevelSerializable
+	case level == sql.LevelSerializable, !cfg.Dialect.singleWriter && (level == sql.LevelReadCommitted || level == sql.LevelRepeatableRead):
+	default:
+		return fmt.Errorf("Config.Isolation: %s has no %s", cfg.Dialect.name, level)
+	}
+	if cfg.LockTimeout <= 0 {
+		cfg.LockTimeout = defaultLockTimeout
+	}
+	if cfg.ForgetInterval <= 0 {
+		cfg.ForgetInterval = time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	cfg.Limits = cfg.Limits.withDefaults()
+	return nil
 }
 
 // Close ends the background work. The handler must not be served any more.
@@ -86,16 +144,23 @@ func (p *Participant) Handler() http.Handler {
 }
 
 const (
-	maxTries   = 50
-	firstPause = time.Millisecond
-	longPause  = 100 * time.Millisecond
+	maxTries           = 50
+	firstPause         = time.Millisecond
+	longPause          = 100 * time.Millisecond
+	defaultLockTimeout = 2 * time.Second
 )
+
+// transacting is how a local transaction is run.
+type transacting struct {
+	options  *sql.TxOptions
+	maxTries int
+}
 
 // transact runs f in a local transaction, and again in a fresh one while the
 // database asks for that. f reports whether to commit; an error rolls back.
 // When transact returns an error, the transaction may still have been committed
 // if the commit itself failed: nobody was told, and the next call finds the row.
-func (p *Participant) transact(ctx context.Context, f func(tx *sql.Tx) (commit bool, err error)) error {
+func (p *Participant) transact(ctx context.Context, how transacting, f func(tx *sql.Tx) (commit bool, err error)) error {
 	if p.writer != nil {
 		select {
 		case p.writer <- struct{}{}:
@@ -106,26 +171,43 @@ func (p *Participant) transact(ctx context.Context, f func(tx *sql.Tx) (commit b
 	}
 	pause := firstPause
 	for try := 1; ; try++ {
-		err := p.transactOnce(ctx, f)
-		if err == nil || !p.cfg.Dialect.retryable(err) {
+		err := p.transactOnce(ctx, how.options, f)
+		switch {
+		case err == nil:
+			return nil
+		case p.cfg.Dialect.lockTimeout(err) && !errors.Is(err, ErrOverloaded):
+			return fmt.Errorf("%w: a lock was not granted in time: %w", ErrOverloaded, err)
+		case !p.cfg.Dialect.retryable(err) && !errors.Is(err, errRaced):
 			return err
-		}
-		if try == maxTries {
+		case try == how.maxTries:
 			return fmt.Errorf("%w: the database was busy %d times: %w", ErrOverloaded, try, err)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("%w; the database was busy: %w", ctx.Err(), err)
+		if ended := rest(ctx, &pause); ended != nil {
+			return fmt.Errorf("%w; the database was busy: %w", ended, err)
 		}
-		pause = min(2*pause, longPause)
 	}
 }
 
-func (p *Participant) transactOnce(ctx context.Context, f func(tx *sql.Tx) (bool, error)) error {
-	tx, err := p.cfg.DB.BeginTx(ctx, nil)
+// rest waits before another try, and longer the next time.
+func rest(ctx context.Context, pause *time.Duration) error {
+	timer := time.NewTimer(*pause/2 + rand.N(*pause))
+	*pause = min(2**pause, longPause)
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		timer.Stop()
+		return ctx.Err()
+	}
+}
+
+// commitError is an error of the commit itself.
+type commitError struct{ error }
+
+func (e *commitError) Unwrap() error { return e.error }
+
+func (p *Participant) transactOnce(ctx context.Context, options *sql.TxOptions, f func(tx *sql.Tx) (bool, error)) error {
+	tx, err := p.cfg.DB.BeginTx(ctx, options)
 	if err != nil {
 		return err
 	}
@@ -134,5 +216,8 @@ func (p *Participant) transactOnce(ctx context.Context, f func(tx *sql.Tx) (bool
 	if err != nil || !commit {
 		return err
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil {
+		return &commitError{err}
+	}
+	return nil
 }

@@ -16,22 +16,45 @@ const (
 
 // Prepare executes the branch, or repeats its vote. See Resource.
 func (p *Participant) Prepare(ctx context.Context, c *Call) (Vote, error) {
+	if p.native != nil {
+		return p.native.prepare(ctx, c)
+	}
+	return p.prepare(ctx, c, nil)
+}
+
+func (p *Participant) prepare(ctx context.Context, c *Call, hold func(tx *sql.Tx, mark string) error) (Vote, error) {
+	v, ended, err := p.work(ctx, c, hold)
+	if err != nil && !errors.Is(err, errBranchBusy) {
+		if reason := p.cfg.Dialect.verdict(err); reason != "" {
+			ended, err = refused(c, clip(reason, maxReasonBytes)), nil
+		}
+	}
+	if err != nil || ended == nil {
+		return v, err
+	}
+	return p.record(ctx, c, *ended)
+}
+
+// work executes the branch in a local transaction and commits it, or hands it to
+// hold, which takes it out of tx and leaves tx to be rolled back; mark names the
+// local transaction. If ended is set, the work was undone and this row is to be
+// recorded for it.
+func (p *Participant) work(ctx context.Context, c *Call, hold func(tx *sql.Tx, mark string) error) (v Vote, ended *row, err error) {
 	p.forget.note(c)
 	mismatch := c.Mismatch()
-	var v Vote
-	var ended *row // what to record instead of the work, which is undone first
-	err := p.transact(ctx, func(tx *sql.Tx) (bool, error) {
+	r := newRow(c, statePrepared)
+	switch {
+	case mismatch != "":
+		r.state, r.reason = stateRefused, mismatch
+	case c.OnePhase, hold != nil: // a prepared one is seen by nobody before it is committed
+		r.state = stateCommitted
+	}
+	if hold != nil {
+		r.operations = nil // nobody is handed them again
+	}
+	err = p.transact(ctx, p.working, func(tx *sql.Tx) (bool, error) {
 		v, ended = Vote{}, nil
-		state := statePrepared
-		if c.OnePhase {
-			state = stateCommitted
-		}
-		if mismatch != "" {
-			state = stateRefused
-		}
-		r := newRow(c, state)
-		r.reason = mismatch
-		inserted, err := p.insertRow(ctx, tx, c, r)
+		mark, inserted, err := p.insertRow(ctx, tx, c, r)
 		if err != nil {
 			return false, err
 		}
@@ -51,40 +74,57 @@ func (p *Participant) Prepare(ctx context.Context, c *Call) (Vote, error) {
 		var no *refusal
 		switch {
 		case errors.As(err, &no):
-			r.state, r.reason = stateRefused, no.reason
-			ended = &r
+			ended = refused(c, no.reason)
 			return false, nil
 		case errors.Is(err, ReadOnly):
-			r.state, r.results = stateReadOnly, results
-			ended = &r
+			end := newRow(c, stateReadOnly)
+			end.results = results
+			ended = &end
 			return false, nil
 		case err != nil:
 			return false, err
 		}
 		v = Vote{Vote: "yes", Results: results}
-		if len(results) == 0 {
-			return true, nil
+		if len(results) > 0 {
+			encoded, err := encodeList(results)
+			if err != nil {
+				return false, err
+			}
+			if _, err := tx.ExecContext(ctx, p.queries.vote, r.state, p.cfg.Dialect.list(encoded), "", c.Transaction, c.Branch); err != nil {
+				return false, fmt.Errorf("record results: %w", err)
+			}
 		}
-		encoded, err := encodeList(results)
-		if err != nil {
-			return false, err
-		}
-		if _, err := tx.ExecContext(ctx, p.queries.vote, state, encoded, "", c.Transaction, c.Branch); err != nil {
-			return false, fmt.Errorf("record results: %w", err)
+		switch probe := p.cfg.Dialect.probe; {
+		case hold != nil:
+			return false, hold(tx, mark)
+		case c.OnePhase && probe != "":
+			// A commit that turns out a rollback would never be an answer.
+			_, err := tx.ExecContext(ctx, probe)
+			return err == nil, err
 		}
 		return true, nil
 	})
-	if err != nil || ended == nil {
-		return v, err
-	}
-	// In a transaction of its own, so that nothing the handler wrote can stay.
-	err = p.transact(ctx, func(tx *sql.Tx) (bool, error) {
-		inserted, err := p.insertRow(ctx, tx, c, *ended)
+	return v, ended, err
+}
+
+// refused is the row of a vote no.
+func refused(c *Call, reason string) *row {
+	r := newRow(c, stateRefused)
+	r.reason = reason
+	return &r
+}
+
+// record writes the row of a branch whose work was undone, in a transaction of
+// its own, so that nothing the handler wrote can stay.
+func (p *Participant) record(ctx context.Context, c *Call, ended row) (Vote, error) {
+	var v Vote
+	err := p.transact(ctx, p.bookkeeping, func(tx *sql.Tx) (bool, error) {
+		_, inserted, err := p.insertRow(ctx, tx, c, ended)
 		switch {
 		case err != nil:
 			return false, err
 		case !inserted: // somebody else was faster: that vote holds
-			v, err = p.repeat(ctx, tx, c, mismatch)
+			v, err = p.repeat(ctx, tx, c, c.Mismatch())
 			return err == nil, err
 		}
 		v = ended.vote()
@@ -93,12 +133,15 @@ func (p *Participant) Prepare(ctx context.Context, c *Call) (Vote, error) {
 	return v, err
 }
 
-const forgottenReason = "the transaction has ended and is forgotten (its id is below forgotten_below)"
+const (
+	forgottenReason = "the transaction has ended and is forgotten (its id is below forgotten_below)"
+	otherOperations = "this branch was prepared with other operations"
+)
 
 // execute runs the handler and checks what it returned.
 func (p *Participant) execute(ctx context.Context, tx *sql.Tx, c *Call) ([]json.RawMessage, error) {
 	b := c.branch(c.Operations)
-	results, err := p.cfg.Handler.Prepare(ctx, tx, b)
+	results, err := p.preparer.Prepare(ctx, tx, b)
 	if err != nil && !errors.Is(err, ReadOnly) {
 		return nil, err
 	}
@@ -112,7 +155,7 @@ func (p *Participant) execute(ctx context.Context, tx *sql.Tx, c *Call) ([]json.
 	if len(results) > maxResults || size > maxResultsBytes {
 		return nil, fmt.Errorf("the handler returned %d results of %d bytes; the limits are %d and %d", len(results), size, maxResults, maxResultsBytes)
 	}
-	if err == nil && c.OnePhase {
+	if err == nil && c.OnePhase && p.cfg.Handler != nil {
 		if err := p.cfg.Handler.Commit(ctx, tx, b); err != nil {
 			// Not wrapped: a commit cannot vote.
 			return nil, fmt.Errorf("commit of a one-phase branch: %s", err.Error())
@@ -127,12 +170,12 @@ func (c *Call) branch(operations []json.RawMessage) Branch {
 
 // repeat answers a prepare whose branch has a row.
 func (p *Participant) repeat(ctx context.Context, tx *sql.Tx, c *Call, mismatch string) (Vote, error) {
-	r, err := p.readRow(ctx, tx, c)
+	r, err := p.readRow(ctx, tx, p.queries.lock, c)
 	if err != nil {
 		return Vote{}, err
 	}
 	if r == nil {
-		return Vote{}, errors.New("the outcome row vanished")
+		return Vote{}, errRaced // its owner rolled it back
 	}
 	if err := p.admit(ctx, tx, c, r, r.state); err != nil {
 		return Vote{}, err
@@ -143,7 +186,7 @@ func (p *Participant) repeat(ctx context.Context, tx *sql.Tx, c *Call, mismatch 
 	case mismatch != "":
 		return Vote{Vote: "no", Reason: mismatch}, nil
 	case c.Digest != r.digest || c.Count != r.opCount:
-		return Vote{Vote: "no", Reason: "this branch was prepared with other operations"}, nil
+		return Vote{Vote: "no", Reason: otherOperations}, nil
 	case c.OnePhase != r.onePhase:
 		// Neither yes (it would say the wrong state) nor no (the branch is bound).
 		return Vote{}, fmt.Errorf("%w: the branch was prepared with one_phase=%t", ErrStale, r.onePhase)
