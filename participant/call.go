@@ -89,9 +89,8 @@ type InDoubt struct {
 	SinceMs     int64  `json:"since_ms"` // Unix time of its prepare, in milliseconds
 }
 
-// Resource keeps branches and their outcomes. Participant is the one for
-// databases without a prepared state of their own; others may stand behind the
-// same HTTP binding. Methods are called concurrently.
+// Resource keeps branches and their outcomes. Participant is the one for the
+// databases that have a Dialect; others may stand behind the same HTTP binding. Methods are called concurrently.
 //
 // An error that wraps ErrStale is answered 412, ErrOverloaded 503, ErrCluster
 // 421, any other 500: none of them is a definite answer, and nothing may have changed.

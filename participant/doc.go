@@ -1,6 +1,6 @@
 // Package participant makes a Go service a participant of Assent transactions.
 //
-// The service implements Handler on its own database: Prepare reserves, Commit
+// The service implements Handler on its own database (Preparer: see below): Prepare reserves, Commit
 // confirms, Rollback cancels. The package does what every participant must do
 // and few get right: one execution per branch under duplicates (also from several
 // processes), votes that survive a crash, tombstones, ordering, digest and token
@@ -36,7 +36,20 @@
 // fencing token, is answered 412 and changes nothing. (On prepare a 409 would be
 // a no, which a stale message may not say.)
 //
-// Layers: Handler is the service's work on a *sql.Tx; Participant keeps outcome
-// rows around it; NewHandler is the HTTP binding over any Resource, for
+// The database is SQLite or PostgreSQL. On PostgreSQL there is a second way: with
+// PostgreSQLPrepared the service implements Preparer alone, works on the real rows
+// as in any local transaction, and the database holds what it did from PREPARE
+// TRANSACTION to COMMIT PREPARED or ROLLBACK PREPARED. The outcomes and answers
+// are the same; "prepared" is then no row, but a prepared transaction.
+//
+//	                         PostgreSQL, Handler        PostgreSQLPrepared, Preparer
+//	service writes           Prepare, Commit, Rollback  Prepare
+//	from prepare to commit   the service's reservation  the rows are locked by the server
+//	others read meanwhile    what the service shows     the state before
+//	server needs             nothing                    max_prepared_transactions
+//	coordinator away long    reservations stay          locks stay, and hold back VACUUM
+//
+// Layers: Handler or Preparer is the service's work on a *sql.Tx; Participant keeps
+// outcome rows around it; NewHandler is the HTTP binding over any Resource, for
 // participants that keep their outcomes elsewhere.
 package participant

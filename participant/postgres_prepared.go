@@ -119,7 +119,7 @@ func (n *native) prepare(ctx context.Context, c *Call) (Vote, error) {
 // rollback can end, so that the connection goes back clean.
 func prepareTransaction(ctx context.Context, tx *sql.Tx, gid, mark string) error {
 	res, err := tx.ExecContext(ctx, `SELECT 1 / (pg_current_xact_id()::xid = '`+mark+`'::xid)::int; PREPARE TRANSACTION '`+gid+`'; BEGIN; `+
-		`SELECT 1 FROM pg_prepared_xacts WHERE gid = '`+gid+`' AND transaction = '`+mark+`'::xid`)
+		`SELECT 1 FROM pg_prepared_xact() WHERE gid = '`+gid+`' AND transaction = '`+mark+`'::xid`)
 	if err != nil {
 		return &prepareError{err}
 	}
