@@ -1,5 +1,5 @@
 // Package ledger is a small bank for demonstrations and crash tests: account
-// books on SQLite that take part in transactions through the public SDK, a load
+// books on SQLite or PostgreSQL that take part in transactions through the public SDK, a load
 // of transfers between two of them, and an audit that trusts neither.
 //
 // It works by reserve, confirm, cancel: prepare takes the money out of a debited
@@ -18,9 +18,11 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
+	_ "modernc.org/sqlite"             // the driver "sqlite"
 
 	"github.com/assent-tx/assent/participant"
 )
@@ -36,6 +38,7 @@ type Posting struct {
 type Ledger struct {
 	name string
 	db   *sql.DB
+	sql  func(string) string // from ?1 to the database's placeholders
 	part *participant.Participant
 	srv  *http.Server
 	url  string
@@ -62,18 +65,42 @@ func Open(dir, name string, accounts int, balance int64, logger *slog.Logger) (*
 	}
 	// One writer at a time is SQLite's rule; a queue here is kinder than busy errors.
 	db.SetMaxOpenConns(1)
-	l := &Ledger{name: name, db: db}
-	if err := l.create(accounts, balance); err != nil {
-		return nil, errors.Join(fmt.Errorf("create ledger %s: %w", name, err), db.Close())
+	l := &Ledger{name: name, db: db, sql: func(q string) string { return q }}
+	return l.open(schema, participant.SQLite(), accounts, balance, logger)
+}
+
+// maxPostgresConns bounds the connections of one book.
+const maxPostgresConns = 32
+
+// OpenPostgreSQL is Open for a PostgreSQL database, which holds this one book.
+func OpenPostgreSQL(dsn, name string, accounts int, balance int64, logger *slog.Logger) (*Ledger, error) {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
 	}
-	l.part, err = participant.New(context.Background(), participant.Config{Service: name, DB: db, Dialect: participant.SQLite(), Handler: l, Logger: logger})
+	db, err := sql.Open("pgx", dsn)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("participant %s: %w", name, err), db.Close())
+		return nil, fmt.Errorf("open ledger %s: %w", name, err)
+	}
+	db.SetMaxOpenConns(maxPostgresConns)
+	db.SetMaxIdleConns(maxPostgresConns)
+	l := &Ledger{name: name, db: db, sql: func(q string) string { return strings.ReplaceAll(q, "?", "$") }}
+	return l.open(strings.ReplaceAll(schema, "INTEGER", "BIGINT"), participant.PostgreSQL(), accounts, balance, logger)
+}
+
+// open makes tables, accounts and participant; on an error it closes the database.
+func (l *Ledger) open(schema string, dialect participant.Dialect, accounts int, balance int64, logger *slog.Logger) (*Ledger, error) {
+	err := l.create(schema, accounts, balance)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create ledger %s: %w", l.name, err), l.db.Close())
+	}
+	l.part, err = participant.New(context.Background(), participant.Config{Service: l.name, DB: l.db, Dialect: dialect, Handler: l, Logger: logger})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("participant %s: %w", l.name, err), l.db.Close())
 	}
 	return l, nil
 }
 
-func (l *Ledger) create(accounts int, balance int64) error {
+func (l *Ledger) create(schema string, accounts int, balance int64) error {
 	tx, err := l.db.Begin()
 	if err != nil {
 		return err
@@ -83,7 +110,7 @@ func (l *Ledger) create(accounts int, balance int64) error {
 		return err
 	}
 	for i := 1; i <= accounts; i++ {
-		if _, err := tx.Exec(`INSERT INTO account (id, balance) VALUES (?, ?) ON CONFLICT (id) DO NOTHING`, i, balance); err != nil {
+		if _, err := tx.Exec(l.sql(`INSERT INTO account (id, balance) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING`), i, balance); err != nil {
 			return err
 		}
 	}
@@ -100,7 +127,7 @@ func (l *Ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) 
 		}
 		// Commit may not fail, so what it will write must be possible now.
 		var booked bool
-		if err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM entry WHERE transfer = ?1) OR EXISTS (SELECT 1 FROM hold WHERE transfer = ?1)`,
+		if err := tx.QueryRowContext(ctx, l.sql(`SELECT EXISTS (SELECT 1 FROM entry WHERE transfer = ?1) OR EXISTS (SELECT 1 FROM hold WHERE transfer = ?1)`),
 			p.Transfer).Scan(&booked); err != nil {
 			return nil, err
 		}
@@ -108,7 +135,7 @@ func (l *Ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) 
 			return nil, participant.No(fmt.Sprintf("transfer %q is booked already", p.Transfer))
 		}
 		take := min(p.Amount, 0) // a credit is booked at commit, when it is certain
-		res, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + ? WHERE id = ? AND balance + ? >= 0`, take, p.Account, take)
+		res, err := tx.ExecContext(ctx, l.sql(`UPDATE account SET balance = balance + ?1 WHERE id = ?2 AND balance + ?1 >= 0`), take, p.Account)
 		if err != nil {
 			return nil, err
 		}
@@ -117,12 +144,12 @@ func (l *Ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) 
 		} else if changed == 0 {
 			return nil, participant.No(fmt.Sprintf("account %d does not exist or does not hold %d", p.Account, -p.Amount))
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO hold (txn, branch, n, transfer, account, amount) VALUES (?, ?, ?, ?, ?, ?)`,
+		if _, err := tx.ExecContext(ctx, l.sql(`INSERT INTO hold (txn, branch, n, transfer, account, amount) VALUES (?1, ?2, ?3, ?4, ?5, ?6)`),
 			b.Transaction, b.Number, n, p.Transfer, p.Account, p.Amount); err != nil {
 			return nil, err
 		}
 		var balance int64
-		if err := tx.QueryRowContext(ctx, `SELECT balance FROM account WHERE id = ?`, p.Account).Scan(&balance); err != nil {
+		if err := tx.QueryRowContext(ctx, l.sql(`SELECT balance FROM account WHERE id = ?1`), p.Account).Scan(&balance); err != nil {
 			return nil, err
 		}
 		results = append(results, fmt.Appendf(nil, `{"account":%d,"balance":%d}`, p.Account, balance+max(p.Amount, 0)))
@@ -132,8 +159,8 @@ func (l *Ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) 
 
 // Commit implements participant.Handler: it confirms.
 func (l *Ledger) Commit(ctx context.Context, tx *sql.Tx, b participant.Branch) error {
-	if _, err := tx.ExecContext(ctx, `INSERT INTO entry (transfer, txn, account, amount)
-		SELECT transfer, txn, account, amount FROM hold WHERE txn = ? AND branch = ?`, b.Transaction, b.Number); err != nil {
+	if _, err := tx.ExecContext(ctx, l.sql(`INSERT INTO entry (transfer, txn, account, amount)
+		SELECT transfer, txn, account, amount FROM hold WHERE txn = ?1 AND branch = ?2`), b.Transaction, b.Number); err != nil {
 		return err
 	}
 	return l.settle(ctx, tx, b, 1)
@@ -147,12 +174,12 @@ func (l *Ledger) Rollback(ctx context.Context, tx *sql.Tx, b participant.Branch)
 // settle books what prepare left open - credits of a commit (sign 1), debits of a
 // rollback (sign -1) - and removes the holds.
 func (l *Ledger) settle(ctx context.Context, tx *sql.Tx, b participant.Branch, sign int64) error {
-	if _, err := tx.ExecContext(ctx, `UPDATE account SET balance = balance + h.sum
-		FROM (SELECT account, SUM(MAX(amount * ?, 0)) AS sum FROM hold WHERE txn = ? AND branch = ? GROUP BY account) AS h
-		WHERE account.id = h.account`, sign, b.Transaction, b.Number); err != nil {
+	if _, err := tx.ExecContext(ctx, l.sql(`UPDATE account SET balance = balance + h.sum
+		FROM (SELECT account, SUM(CASE WHEN amount * ?1 > 0 THEN amount * ?1 ELSE 0 END) AS sum FROM hold WHERE txn = ?2 AND branch = ?3 GROUP BY account) AS h
+		WHERE account.id = h.account`), sign, b.Transaction, b.Number); err != nil {
 		return err
 	}
-	_, err := tx.ExecContext(ctx, `DELETE FROM hold WHERE txn = ? AND branch = ?`, b.Transaction, b.Number)
+	_, err := tx.ExecContext(ctx, l.sql(`DELETE FROM hold WHERE txn = ?1 AND branch = ?2`), b.Transaction, b.Number)
 	return err
 }
 
@@ -177,7 +204,7 @@ func (l *Ledger) URL() string { return l.url }
 
 func (l *Ledger) account(w http.ResponseWriter, r *http.Request) {
 	var balance int64
-	err := l.db.QueryRowContext(r.Context(), `SELECT balance FROM account WHERE id = ?`, r.PathValue("id")).Scan(&balance)
+	err := l.db.QueryRowContext(r.Context(), l.sql(`SELECT balance FROM account WHERE id = ?1`), r.PathValue("id")).Scan(&balance)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		http.Error(w, "no such account", http.StatusNotFound)

@@ -26,6 +26,8 @@ type Load struct {
 	Clients     int
 	Transfers   int    // stop after so many; 0: until ctx ends
 	Wait        string // decided (default) or completed
+	// Operations makes those of one transfer; nil: a posting in each book.
+	Operations func(id string) []any
 
 	Committed, Aborted, Retried atomic.Int64
 
@@ -74,16 +76,11 @@ func (l *Load) Run(ctx context.Context, finish time.Duration) error {
 
 func (l *Load) transfer(ctx context.Context, client *http.Client) error {
 	id := newID().String()
-	way := mathrand.IntN(2)
-	from, to, amount := 1+mathrand.IntN(l.Accounts), 1+mathrand.IntN(l.Accounts), 1+mathrand.IntN(60)
-	posting := func(service string, account, amount int) map[string]any {
-		return map[string]any{
-			"service": service,
-			"payload": Posting{Transfer: id, Account: int64(account), Amount: int64(amount)},
-			"locks":   []map[string]string{{"key": fmt.Sprintf("accounts/%d", account)}},
-		}
+	operations := l.Operations
+	if operations == nil {
+		operations = l.postings
 	}
-	request := map[string]any{"id": id, "timeout": "20s", "operations": []any{posting(l.Services[way], from, -amount), posting(l.Services[1-way], to, amount)}}
+	request := map[string]any{"id": id, "timeout": "20s", "operations": operations(id)}
 	if l.Wait != "" {
 		request["wait"] = l.Wait
 	}
@@ -114,6 +111,19 @@ func (l *Load) transfer(ctx context.Context, client *http.Client) error {
 		l.mu.Unlock()
 		return nil
 	}
+}
+
+func (l *Load) postings(id string) []any {
+	way := mathrand.IntN(2)
+	from, to, amount := 1+mathrand.IntN(l.Accounts), 1+mathrand.IntN(l.Accounts), 1+mathrand.IntN(60)
+	posting := func(service string, account, amount int) map[string]any {
+		return map[string]any{
+			"service": service,
+			"payload": Posting{Transfer: id, Account: int64(account), Amount: int64(amount)},
+			"locks":   []map[string]string{{"key": fmt.Sprintf("accounts/%d", account)}},
+		}
+	}
+	return []any{posting(l.Services[way], from, -amount), posting(l.Services[1-way], to, amount)}
 }
 
 // submit returns the state that the coordinator told, "" if it told none, and an
