@@ -5,9 +5,10 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"log"
+	"log/slog"
 	"net/http"
 	"os"
+	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib"
 
@@ -52,22 +53,27 @@ func (stock) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]j
 func ExamplePostgreSQLPrepared() {
 	db, err := sql.Open("pgx", os.Getenv("DATABASE_URL"))
 	if err != nil {
-		log.Fatal(err)
+		slog.Error("open the database", "error", err)
+		return
 	}
+	defer db.Close()
 	ctx := context.Background()
 	p, err := participant.New(ctx, participant.Config{
 		Service: "stock", DB: db, Dialect: participant.PostgreSQLPrepared(), Preparer: stock{},
 	})
 	if err != nil {
-		log.Fatal(err) // says which setting of the server is wrong, and how to set it
+		slog.Error("start", "error", err) // says which setting of the server is wrong, and how to set it
+		return
 	}
+	defer p.Close()
 	mux := http.NewServeMux()
 	mux.Handle("/assent/", p.Handler())
 	go func() {
 		// Tries until the coordinator takes it.
 		if err := p.Register(ctx, "http://127.0.0.1:7070", "http://stock.internal:8080/assent"); err != nil {
-			log.Print(err)
+			slog.Error("register", "error", err)
 		}
 	}()
-	log.Fatal(http.ListenAndServe(":8080", mux))
+	server := &http.Server{Addr: ":8080", Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	slog.Error("serve", "error", server.ListenAndServe())
 }

@@ -11,10 +11,10 @@ import (
 
 // Finish commits or rolls back the branch, or says what became of it. See Resource.
 func (p *Participant) Finish(ctx context.Context, c *Call) (Outcome, error) {
-	p.forget.note(c)
 	if p.native != nil {
 		return p.native.finish(ctx, c)
 	}
+	p.forget.note(c)
 	state, outcome, work := stateCommitted, OutcomeCommitted, p.cfg.Handler.Commit
 	if c.Phase == PhaseRollback {
 		state, outcome, work = stateRolledBack, OutcomeRolledBack, p.cfg.Handler.Rollback

@@ -159,6 +159,7 @@ func (n *native) finish(ctx context.Context, c *Call) (Outcome, error) {
 	if err := n.bind(ctx, c); err != nil {
 		return "", err
 	}
+	n.p.forget.note(c) // not before: another cluster's says nothing here
 	pause := firstPause
 	for try := 1; ; try++ {
 		outcome, err := n.finishOnce(ctx, c)
@@ -180,37 +181,50 @@ func (n *native) finish(ctx context.Context, c *Call) (Outcome, error) {
 }
 
 func (n *native) finishOnce(ctx context.Context, c *Call) (Outcome, error) {
-	statement := "COMMIT PREPARED '"
-	if c.Phase == PhaseRollback {
-		statement = "ROLLBACK PREPARED '"
+	var ended bool
+	var err error
+	if gid := n.held.take(c); gid != "" {
+		if ended, err = n.end(ctx, c.Phase, gid); err != nil {
+			return "", err
+		}
 	}
-	gid, err := n.held.take(c), error(nil)
-	for remembered := gid != ""; ; remembered = false {
-		if !remembered {
-			if gid, err = n.find(ctx, c); err != nil {
+	if !ended {
+		gid, err := n.find(ctx, c)
+		if err != nil {
+			return "", err
+		}
+		if gid != "" {
+			if ended, err = n.end(ctx, c.Phase, gid); err != nil {
 				return "", err
 			}
 		}
-		if gid == "" {
-			break
-		}
-		_, err := n.p.cfg.DB.ExecContext(ctx, statement+gid+"'")
-		switch {
-		case err == nil && c.Phase == PhaseCommit:
-			return OutcomeCommitted, nil
-		case err != nil && sqlState(err) != undefinedObject:
-			return "", fmt.Errorf("%s prepared transaction: %w", c.Phase, err)
-		}
-		if err == nil || !remembered {
-			break // it has ended: the row says how, or the tombstone is due
-		}
 	}
+	if ended && c.Phase == PhaseCommit {
+		return OutcomeCommitted, nil
+	}
+	// The row says how it ended; a rollback leaves its tombstone.
 	var outcome Outcome
 	err = n.p.transact(ctx, n.p.bookkeeping, func(tx *sql.Tx) (write bool, err error) {
 		outcome, write, err = n.p.finishOther(ctx, tx, c)
 		return write, err
 	})
 	return outcome, err
+}
+
+// end ends a prepared transaction, and reports false if there is none (any more).
+func (n *native) end(ctx context.Context, phase Phase, gid string) (bool, error) {
+	statement := "COMMIT PREPARED '"
+	if phase == PhaseRollback {
+		statement = "ROLLBACK PREPARED '"
+	}
+	_, err := n.p.cfg.DB.ExecContext(ctx, statement+gid+"'")
+	switch {
+	case err == nil:
+		return true, nil
+	case sqlState(err) == undefinedObject:
+		return false, nil
+	}
+	return false, fmt.Errorf("%s prepared transaction: %w", phase, err)
 }
 
 // find returns the gid of the branch's prepared transaction, "" if there is none.

@@ -31,13 +31,13 @@ func oneCluster(t *testing.T, s *postgres) {
 	again := start(t, openPostgres(t, dsn), ways["prepare"])
 	for _, q := range []*participant.Participant{p, again} {
 		foreign := prepareCall(id(1), debit("a"))
-		foreign.Cluster = strings.Repeat("f", 32)
+		foreign.Cluster, foreign.ForgottenBelow = strings.Repeat("f", 32), floorID(1000)
 		if v, err := q.Prepare(t.Context(), foreign); !errors.Is(err, participant.ErrCluster) {
 			t.Errorf("another cluster: %+v, %v", v, err)
 		}
 		for _, phase := range []participant.Phase{participant.PhaseCommit, participant.PhaseRollback} {
 			end := finishCall(id(1), phase)
-			end.Cluster = strings.Repeat("f", 32)
+			end.Cluster, end.ForgottenBelow = strings.Repeat("f", 32), floorID(1000)
 			if o, err := q.Finish(t.Context(), end); !errors.Is(err, participant.ErrCluster) {
 				t.Errorf("%s of another cluster: %s, %v", phase, o, err)
 			}
@@ -47,6 +47,8 @@ func oneCluster(t *testing.T, s *postgres) {
 	if w.Code != 421 {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
+	// Nor does another cluster say what is forgotten.
+	vote(t, p, prepareCall(id(2), debit("b")), "yes")
 	if n := one(t, db, `SELECT count(*) FROM entry`); n != 0 {
 		t.Errorf("%d entries", n)
 	}

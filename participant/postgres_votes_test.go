@@ -176,7 +176,7 @@ func lockWaits(t *testing.T, s *postgres) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer lock.Rollback()
+		defer func() { _ = lock.Rollback() }()
 		if _, err := lock.Exec(`SELECT * FROM account FOR UPDATE`); err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +217,7 @@ func forgottenBehindSnapshot(t *testing.T, s *postgres) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer lock.Rollback()
+			defer func() { _ = lock.Rollback() }()
 			if _, err := lock.Exec(`INSERT INTO assent_outcome (txn, branch, state, digest, op_count, one_phase, token, term, home, updated_ms)
 				VALUES ($1, 1, 'rolled_back', '', 1, false, '', 1, 0, 0)`, tx); err != nil {
 				t.Fatal(err)
