@@ -35,6 +35,7 @@ func TestPostgreSQL(t *testing.T) {
 		{"the database votes", databaseVotes},
 		{"serialization failures are tried again", serializationFailures},
 		{"a lock is waited for, not for ever", lockWaits},
+		{"a duplicate writes back no older state", olderState},
 		{"a forgotten row deleted behind a snapshot", forgottenBehindSnapshot},
 		{"forgetting", forgetting},
 		{"one cluster", oneCluster},

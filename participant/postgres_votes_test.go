@@ -200,6 +200,56 @@ func lockWaits(t *testing.T, s *postgres) {
 	})
 }
 
+// A duplicate with a newer term meets a commit under way: what it writes of the row
+// is not what the row said before the commit.
+func olderState(t *testing.T, s *postgres) {
+	for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelSerializable} {
+		t.Run(level.String(), func(t *testing.T) {
+			dsn := s.database(t)
+			db := openPostgres(t, dsn)
+			p := start(t, db, func(c *participant.Config) {
+				ways["reserve"](c)
+				c.Isolation, c.LockTimeout = level, deadline
+			})
+			call := prepareCall(id(1), debit("a"))
+			vote(t, p, call, "yes")
+			commit, err := openPostgres(t, dsn).Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = commit.Rollback() }()
+			if _, err := commit.Exec(`UPDATE assent_outcome SET state = 'committed'`); err != nil {
+				t.Fatal(err)
+			}
+			answers := make(chan string, 1)
+			go func() {
+				newer := *call
+				newer.Term++
+				v, err := p.Prepare(context.WithoutCancel(t.Context()), &newer)
+				answers <- fmt.Sprint(v.Vote, err)
+			}()
+			s.someoneWaits(t, db)
+			if err := commit.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			if got := <-answers; got != "yes<nil>" {
+				t.Errorf("voted %s", got)
+			}
+			status(t, p, call.Transaction, participant.OutcomeCommitted)
+		})
+	}
+}
+
+func (s *postgres) someoneWaits(t *testing.T, db *sql.DB) {
+	t.Helper()
+	for end := time.Now().Add(deadline); one(t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 0; {
+		if time.Now().After(end) {
+			t.Fatal("nobody waits for a lock")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // A tombstone is deleted between the snapshot of a late prepare and its look for
 // the row. It must still see that the transaction is forgotten, at every level.
 func forgottenBehindSnapshot(t *testing.T, s *postgres) {
@@ -227,12 +277,7 @@ func forgottenBehindSnapshot(t *testing.T, s *postgres) {
 				v, err := p.Prepare(context.WithoutCancel(t.Context()), of(prepareCall(tx, `1`)))
 				answers <- fmt.Sprint(v.Vote, " ", v.Reason, err)
 			}()
-			for end := time.Now().Add(deadline); one(t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 0; {
-				if time.Now().After(end) {
-					t.Fatal("nobody waits for the row")
-				}
-				time.Sleep(time.Millisecond)
-			}
+			s.someoneWaits(t, db)
 			// Another process hears the watermark, and works it off.
 			heard := start(t, openPostgres(t, dsn), func(c *participant.Config) {
 				doing("reserve", nil)(c)
