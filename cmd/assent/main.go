@@ -20,6 +20,7 @@ type cli struct {
 	Txn     txnCmd     `cmd:"" help:"Submit transactions and look at them."`
 	Demo    demoCmd    `cmd:"" help:"See it work: transfers, kills, an audit. Nothing to install."`
 	Ledger  ledgerCmd  `cmd:"" help:"Run an example service."`
+	Agent   agentCmd   `cmd:"" help:"Dress a database as a participant."`
 	Bench   benchCmd   `cmd:"" help:"Measure committed transactions beside their floor."`
 	Version versionCmd `cmd:"" help:"Tell the version."`
 

@@ -55,11 +55,13 @@ var Table = map[string]Package{
 		"internal/lock", // CheckKey alone
 	}},
 
+	"internal/agent/postgres": {Ring: Edge, Imports: []string{"participant"}},
+
 	// Test beds and the demo.
 	"internal/ledger":    {Ring: Edge, Imports: []string{"internal/txnid", "participant"}},
 	"internal/pgtest":    {Ring: Edge},
 	"internal/serveproc": {Ring: Edge, Imports: []string{"internal/txnid"}},
-	"internal/e2e":       {Ring: Edge, Imports: []string{"internal/ledger", "internal/serveproc"}},
+	"internal/e2e":       {Ring: Edge, Imports: []string{"internal/ledger", "internal/serveproc", "internal/bench", "internal/pgtest"}},
 	"internal/bench":     {Ring: Edge, Imports: []string{"internal/replog", "internal/serveproc", "internal/txnid"}},
 
 	"cmd/assent":      {Ring: Edge, Imports: []string{"..."}},
@@ -72,10 +74,10 @@ var Libraries = map[string][]string{
 	"github.com/hashicorp/raft":           {"internal/replog"},
 	"github.com/hashicorp/go-hclog":       {"internal/replog"},
 	"github.com/cockroachdb/pebble":       {"internal/replog"},
-	"database/sql":                        {"participant", "internal/ledger", "rm/rmtest", "internal/rm/rmtest", "cmd/assent"},
+	"database/sql":                        {"participant", "internal/agent/postgres", "internal/ledger", "rm/rmtest", "internal/rm/rmtest", "cmd/assent"},
 	"modernc.org/sqlite":                  {"internal/ledger", "cmd/assent"},
 	"google.golang.org/grpc":              {".", "api/assent/v1", "internal/server", "cmd/assent"},
-	"github.com/prometheus/client_golang": {"internal/node", "internal/server", "cmd/assent"},
+	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
 	"math/rand":                           {"internal/sim", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "participant", ".", "cmd/assent"},

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/assent-tx/assent/internal/agent/postgres"
+	"github.com/assent-tx/assent/internal/config"
+	"github.com/assent-tx/assent/participant"
+)
+
+// agentCmd is `assent agent`.
+type agentCmd struct {
+	Postgres agentPostgresCmd `cmd:"" help:"Dress a PostgreSQL database as a participant."`
+}
+
+type agentPostgresCmd struct {
+	config.AgentPostgres
+	LogFormat string `default:"text" enum:"text,json" help:"How to log: text or json."`
+	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"What to log: debug, info, warn or error."`
+}
+
+// Help is shown by --help.
+func (*agentPostgresCmd) Help() string {
+	return `Makes a PostgreSQL database take part in transactions, with no code of yours: the
+statements of an operation run in a local transaction that ends with PREPARE
+TRANSACTION, and with COMMIT PREPARED or ROLLBACK PREPARED once it is decided.
+
+  ASSENT_AGENT_DSN=postgres://app@127.0.0.1:5432/bank assent agent postgres --service bank
+  assent txn submit --op bank='{"statements":[{"sql":"UPDATE account SET balance = balance - $1 WHERE id = $2",
+    "args":[30,1],"expect":{"rows":1}}]}' --lock bank=account/1
+
+The server needs max_prepared_transactions above 0: ALTER SYSTEM SET
+max_prepared_transactions = 200, then restart it. The agent makes its tables,
+registers itself and keeps its registration. It can be stopped and started at any
+time; what is prepared stays prepared. docs/POSTGRESQL.md has the whole story.`
+}
+
+// Run serves until it is interrupted.
+func (c *agentPostgresCmd) Run(ctx context.Context, std *streams) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	log := newLogger(std.err, c.LogFormat, c.LogLevel)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	agent, err := startAgent(ctx, &c.AgentPostgres, registry, log)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(std.out, "agent of %s serves at %s\n", c.Service, agent.url)
+	return agent.run(ctx)
+}
+
+// runningAgent is an agent with its listener.
+type runningAgent struct {
+	*postgres.Agent
+	url    string
+	server *http.Server
+	failed chan error
+}
+
+func startAgent(ctx context.Context, c *config.AgentPostgres, registry *prometheus.Registry, log *slog.Logger) (*runningAgent, error) {
+	dsn, err := c.ReadDSN()
+	if err != nil {
+		return nil, &exitError{exitUsage, err}
+	}
+	// Address first: who cannot listen must not touch the database.
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on --listen %s: %w", c.Listen, err)
+	}
+	url := c.Advertise
+	if url == "" {
+		url = "http://" + l.Addr().String()
+	}
+	agent, err := postgres.Open(ctx, postgres.Config{
+		Service: c.Service, DSN: dsn, CoordinatorURL: c.Coordinator, BaseURL: url + "/assent",
+		Isolation: c.Isolation, MaxConns: c.MaxConnections, LockTimeout: c.LockTimeout, StatementTimeout: c.StatementTimeout,
+		RequireKeys: c.RequireKeys, Limits: participant.RegistrationLimits{MaxInFlight: c.MaxInFlight, PrepareTimeout: c.PrepareTimeout.String()},
+		SweepInterval: c.SweepInterval, OrphanAfter: c.OrphanAfter, WarnAfter: c.WarnAfter,
+		Logger: log, Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"service": c.Service}, registry),
+	})
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/assent/", agent.Handler())
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 5 * time.Second}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
+	a := &runningAgent{
+		Agent: agent, url: url, failed: make(chan error, 1),
+		server: &http.Server{
+			Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		},
+	}
+	go func() { a.failed <- a.server.Serve(l) }()
+	return a, nil
+}
+
+// agentPatience is what calls under way get to finish when the agent ends.
+const agentPatience = 5 * time.Second
+
+// run registers the agent and sweeps until ctx ends.
+func (a *runningAgent) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	var err error
+	select {
+	case <-ctx.Done():
+		err = <-ended
+	case err = <-ended: // refused for good, or the database is not ours
+	case err = <-a.failed:
+		cancel()
+		<-ended
+	}
+	patience, stop := context.WithTimeout(context.WithoutCancel(ctx), agentPatience)
+	defer stop()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	err = errors.Join(err, a.server.Shutdown(patience))
+	a.Close()
+	return err
+}

@@ -1,0 +1,166 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/assent-tx/assent/participant"
+)
+
+// Config of an agent. Service, DSN, CoordinatorURL and BaseURL are required.
+type Config struct {
+	Service        string
+	DSN            string // never logged, and in no error
+	CoordinatorURL string
+	BaseURL        string // under which the coordinator reaches Handler
+
+	Isolation        string        // of branches: serializable (default), repeatable read, read committed
+	MaxConns         int           // to the database. Default 32
+	LockTimeout      time.Duration // of each wait in the database. Default 1s
+	StatementTimeout time.Duration // Default 2s
+	RequireKeys      bool
+	Limits           participant.RegistrationLimits // MaxInFlight defaults to 64
+
+	SweepInterval time.Duration // between two looks for orphans. Default 30s
+	OrphanAfter   time.Duration // age from which the coordinator is asked. Default 1m
+	WarnAfter     time.Duration // age from which a prepared branch is warned of. Default 5m
+
+	Logger     *slog.Logger          // default: slog.Default()
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+var isolations = map[string]sql.IsolationLevel{
+	"": sql.LevelSerializable, "serializable": sql.LevelSerializable,
+	"repeatable read": sql.LevelRepeatableRead, "read committed": sql.LevelReadCommitted,
+}
+
+func (c *Config) complete() error {
+	if c.Service == "" || c.CoordinatorURL == "" || c.BaseURL == "" {
+		return errors.New("service, coordinator and base URL are required")
+	}
+	if _, ok := isolations[c.Isolation]; !ok {
+		return fmt.Errorf("isolation %q is none of serializable, repeatable read, read committed", c.Isolation)
+	}
+	fill := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	fill(&c.LockTimeout, time.Second)
+	fill(&c.StatementTimeout, 2*time.Second)
+	fill(&c.SweepInterval, 30*time.Second)
+	fill(&c.OrphanAfter, time.Minute)
+	fill(&c.WarnAfter, 5*time.Minute)
+	if c.MaxConns <= 0 {
+		c.MaxConns = 32
+	}
+	if c.Limits.MaxInFlight <= 0 {
+		c.Limits.MaxInFlight = 64
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return nil
+}
+
+// Agent is a database as a participant.
+type Agent struct {
+	cfg     Config
+	db      *sql.DB
+	part    *participant.Participant
+	coord   *coordinator
+	metrics *metrics
+	log     *slog.Logger
+	suspect map[string]bool // branches that the sweep before saw
+	warned  map[string]bool // branches that were warned of
+}
+
+// Open connects to the database, checks its settings, and makes the agent's tables
+// if they are missing. Its errors say what to do about them.
+func Open(ctx context.Context, cfg Config) (*Agent, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	conn, err := pgx.ParseConfig(cfg.DSN)
+	if err != nil { // which may hold the DSN, and a password in it
+		return nil, errors.New("agent: the DSN cannot be parsed: write postgres://user:password@host:port/database?sslmode=verify-full, or words such as host=… user=… dbname=…")
+	}
+	// Settings of the session: they cost nothing per branch.
+	if _, set := conn.RuntimeParams["application_name"]; !set {
+		conn.RuntimeParams["application_name"] = "assent agent " + cfg.Service
+	}
+	conn.RuntimeParams["statement_timeout"] = strconv.FormatInt(cfg.StatementTimeout.Milliseconds(), 10)
+	db := stdlib.OpenDB(*conn)
+	db.SetMaxOpenConns(cfg.MaxConns)
+	db.SetMaxIdleConns(cfg.MaxConns)
+	db.SetConnMaxIdleTime(5 * time.Minute)
+	a := &Agent{
+		cfg: cfg, db: db, coord: newCoordinator(cfg.CoordinatorURL), log: cfg.Logger.With("service", cfg.Service),
+		suspect: map[string]bool{}, warned: map[string]bool{},
+	}
+	if a.metrics, err = newMetrics(cfg.Registerer, db); err == nil {
+		a.part, err = participant.New(ctx, participant.Config{
+			Service: cfg.Service, DB: db, Dialect: participant.PostgreSQLPrepared(), Preparer: &worker{a.metrics},
+			Isolation: isolations[cfg.Isolation], LockTimeout: cfg.LockTimeout,
+			Limits: participant.Limits{MaxInFlight: cfg.Limits.MaxInFlight}, Logger: a.log,
+		})
+	}
+	if err == nil {
+		err = a.warnOfSlots(ctx)
+	}
+	if err != nil {
+		a.Close()
+		return nil, fmt.Errorf("agent of %s: %w", cfg.Service, err)
+	}
+	return a, nil
+}
+
+// warnOfSlots: every branch in doubt needs one.
+func (a *Agent) warnOfSlots(ctx context.Context) error {
+	var slots int
+	if err := a.db.QueryRowContext(ctx, `SELECT current_setting('max_prepared_transactions')::int`).Scan(&slots); err != nil {
+		return fmt.Errorf("ask the server for max_prepared_transactions: %w", err)
+	}
+	if slots < a.cfg.Limits.MaxInFlight {
+		a.log.Warn("max_prepared_transactions is below the calls that may be under way: branches beyond it vote no",
+			"max_prepared_transactions", slots, "max_in_flight", a.cfg.Limits.MaxInFlight)
+	}
+	return nil
+}
+
+// Handler serves the coordinator's calls below BaseURL's path.
+func (a *Agent) Handler() http.Handler { return a.part.Handler() }
+
+// Run registers the agent, keeps its registration and sweeps, until ctx ends. It
+// returns early if the coordinator refuses the registration for good.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var swept sync.WaitGroup
+	swept.Go(func() { a.sweepForever(ctx) })
+	defer swept.Wait()
+	defer cancel()
+	return a.keepRegistered(ctx)
+}
+
+// Close ends the agent; Run must have returned. What is prepared stays prepared.
+func (a *Agent) Close() {
+	if a.part != nil {
+		a.part.Close()
+	}
+	a.coord.close()
+	if err := a.db.Close(); err != nil {
+		a.log.Warn("close the connections", "error", err)
+	}
+}

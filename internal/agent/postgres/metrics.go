@@ -1,0 +1,53 @@
+package postgres
+
+import (
+	"database/sql"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	votes                                 *prometheus.CounterVec
+	prepared, oldest                      prometheus.Gauge
+	sweeps, sweepErrors, orphans, hazards prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer, db *sql.DB) (*metrics, error) {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "assent_agent_" + name, Help: help})
+	}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "assent_agent_" + name + "_total", Help: help})
+	}
+	m := &metrics{
+		votes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "assent_agent_votes_total",
+			Help: "What became of the work of prepares: yes, read_only, no_ with its class, retried.",
+		}, []string{"vote"}),
+		prepared:    gauge("prepared", "Branches that are prepared in the database, at the last sweep."),
+		oldest:      gauge("prepared_oldest_seconds", "Age of the oldest of them."),
+		sweeps:      counter("sweeps", "Looks for branches that nobody ends."),
+		sweepErrors: counter("sweep_errors", "Such looks that failed."),
+		orphans:     counter("orphans", "Prepared branches rolled back because their transaction had aborted."),
+		hazards:     counter("hazards", "Sightings of prepared branches whose transaction has ended otherwise: a person must look."),
+	}
+	if r == nil {
+		return m, nil
+	}
+	pool := func(name, help string, value func(sql.DBStats) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "assent_agent_connections_" + name, Help: help}, func() float64 { return value(db.Stats()) })
+	}
+	for _, c := range []prometheus.Collector{
+		m.votes, m.prepared, m.oldest, m.sweeps, m.sweepErrors, m.orphans, m.hazards,
+		pool("in_use", "Connections to the database in use.", func(s sql.DBStats) float64 { return float64(s.InUse) }),
+		pool("open", "Connections to the database.", func(s sql.DBStats) float64 { return float64(s.OpenConnections) }),
+		pool("waits", "Waits for a free connection since the start.", func(s sql.DBStats) float64 { return float64(s.WaitCount) }),
+	} {
+		if err := r.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) vote(kind string) { m.votes.WithLabelValues(kind).Inc() }

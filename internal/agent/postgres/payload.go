@@ -1,0 +1,142 @@
+package postgres
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Limits of one operation.
+const (
+	maxStatements     = 64
+	maxStatementBytes = 64 << 10
+	maxArguments      = 1000
+	maxResultRows     = 1000      // of one statement
+	maxResultBytes    = 256 << 10 // of one operation, as JSON
+)
+
+// operation is the payload of an operation.
+type operation struct {
+	Statements []statement `json:"statements"`
+}
+
+// statement is one SQL statement with values for $1, $2, …
+type statement struct {
+	SQL    string            `json:"sql"`
+	Args   []json.RawMessage `json:"args"`
+	Expect *expectation      `json:"expect"`
+}
+
+// expectation must hold, or the branch votes no.
+type expectation struct {
+	Rows *int64 `json:"rows"` // changed or returned
+}
+
+// decode checks the form of a payload; its errors are for whoever wrote it.
+func decode(payload []byte) (*operation, error) {
+	var op operation
+	dec := json.NewDecoder(bytes.NewReader(payload))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&op); err != nil {
+		return nil, fmt.Errorf(`the payload is not {"statements":[{"sql":"…","args":[…],"expect":{"rows":1}}]}: %w`, err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("the payload holds more than one JSON value")
+	}
+	if n := len(op.Statements); n == 0 || n > maxStatements {
+		return nil, fmt.Errorf("%d statements; 1 to %d are accepted", n, maxStatements)
+	}
+	for i := range op.Statements {
+		s := &op.Statements[i]
+		switch {
+		case strings.TrimSpace(s.SQL) == "":
+			return nil, fmt.Errorf("statements[%d].sql is empty", i)
+		case len(s.SQL) > maxStatementBytes:
+			return nil, fmt.Errorf("statements[%d].sql has %d bytes; at most %d are accepted", i, len(s.SQL), maxStatementBytes)
+		case strings.ContainsRune(s.SQL, 0):
+			return nil, fmt.Errorf("statements[%d].sql holds a NUL", i)
+		case len(s.Args) > maxArguments:
+			return nil, fmt.Errorf("statements[%d] has %d args; at most %d are accepted", i, len(s.Args), maxArguments)
+		case s.Expect != nil && (s.Expect.Rows == nil || *s.Expect.Rows < 0):
+			return nil, fmt.Errorf("statements[%d].expect: name the rows, 0 or more", i)
+		}
+		if word := transactionControl(s.SQL); word != "" {
+			return nil, fmt.Errorf("statements[%d]: %s is not for a statement: the agent begins and ends the transaction", i, word)
+		}
+	}
+	return &op, nil
+}
+
+// transactionControl returns the first word of a statement that would end or change
+// the branch's local transaction, or "". The server refuses several statements in
+// one, so the first word decides.
+func transactionControl(sql string) string {
+	switch word := firstWord(sql); word {
+	case "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE", "EXECUTE", "DEALLOCATE",
+		"SET", "RESET", "DISCARD", "LISTEN", "UNLISTEN", "NOTIFY", "DECLARE", "FETCH", "MOVE", "CLOSE", "COPY", "VACUUM", "DO", "CALL":
+		return word
+	}
+	return ""
+}
+
+// firstWord is the first key word of a statement in upper case, behind comments.
+func firstWord(sql string) string {
+	for {
+		sql = strings.TrimLeft(sql, " \t\r\n\f\v(")
+		switch {
+		case strings.HasPrefix(sql, "--"):
+			_, rest, _ := strings.Cut(sql, "\n")
+			sql = rest
+			continue
+		case strings.HasPrefix(sql, "/*"):
+			sql = afterComment(sql)
+			continue
+		}
+		end := strings.IndexFunc(sql, func(r rune) bool { return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && r != '_' })
+		if end < 0 {
+			end = len(sql)
+		}
+		return strings.ToUpper(sql[:end])
+	}
+}
+
+// afterComment is what follows a block comment; PostgreSQL nests them.
+func afterComment(sql string) string {
+	depth := 0
+	for i := 0; i+1 < len(sql); i++ {
+		switch sql[i : i+2] {
+		case "/*":
+			depth++
+			i++
+		case "*/":
+			depth--
+			i++
+			if depth == 0 {
+				return sql[i+1:]
+			}
+		}
+	}
+	return ""
+}
+
+// argument is a JSON value as a parameter in text form: the server knows its type.
+func argument(raw json.RawMessage) (any, error) {
+	switch raw[0] {
+	case 'n':
+		return nil, nil //nolint:nilnil // NULL
+	case '"':
+		var s string
+		if err := json.Unmarshal(raw, &s); err != nil {
+			return nil, err
+		}
+		if strings.ContainsRune(s, 0) {
+			return nil, errors.New("a NUL cannot be stored as text")
+		}
+		return s, nil
+	default: // numbers as they are written, true and false, objects and arrays as JSON
+		return string(raw), nil
+	}
+}

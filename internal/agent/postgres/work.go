@@ -1,0 +1,280 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/assent-tx/assent/participant"
+)
+
+// SQLSTATEs and classes with a meaning of their own.
+const (
+	readOnlyTransaction = "25006"
+	serialization       = "40001"
+	deadlock            = "40P01"
+	lockNotAvailable    = "55P03"
+)
+
+// worker executes operations; it implements participant.Preparer.
+type worker struct{ metrics *metrics }
+
+// Prepare runs the statements. What the server says against one is a vote no;
+// what may be the connection's fault, or may go well next time, is returned as it
+// is, and the SDK decides.
+func (w *worker) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
+	operations := make([]*operation, len(b.Operations))
+	queries := true
+	for i, payload := range b.Operations {
+		op, err := decode(payload)
+		if err != nil {
+			return nil, w.no("payload", "operations[%d]: %v", i, err)
+		}
+		operations[i] = op
+		for _, s := range op.Statements {
+			queries = queries && looksLikeQuery(s.SQL)
+		}
+	}
+	if queries {
+		// The server decides whether they only read.
+		results, err := w.readOnly(ctx, tx, operations)
+		if err == nil {
+			w.metrics.vote("read_only")
+			return results, participant.ReadOnly
+		}
+		if sqlState(err) != readOnlyTransaction {
+			return nil, w.verdict(err)
+		}
+		if _, err := tx.ExecContext(ctx, `ROLLBACK TO SAVEPOINT assent_read`); err != nil {
+			return nil, err
+		}
+	}
+	results, err := w.run(ctx, tx, operations)
+	if err != nil {
+		return nil, w.verdict(err)
+	}
+	w.metrics.vote("yes")
+	return results, nil
+}
+
+func (w *worker) readOnly(ctx context.Context, tx *sql.Tx, operations []*operation) ([]json.RawMessage, error) {
+	for _, sql := range []string{`SAVEPOINT assent_read`, `SET LOCAL transaction_read_only = on`} {
+		if _, err := tx.ExecContext(ctx, sql); err != nil {
+			return nil, err
+		}
+	}
+	return w.run(ctx, tx, operations)
+}
+
+func (w *worker) run(ctx context.Context, tx *sql.Tx, operations []*operation) ([]json.RawMessage, error) {
+	results := make([]json.RawMessage, 0, len(operations))
+	some := false
+	for i, op := range operations {
+		out := result{Statements: make([]statementResult, len(op.Statements))}
+		bytes := 0
+		for j := range op.Statements {
+			r := &out.Statements[j]
+			if err := w.statement(ctx, tx, &op.Statements[j], r, maxResultBytes-bytes); err != nil {
+				return nil, &statementError{operation: i, statement: j, err: err}
+			}
+			bytes += r.bytes
+			some = some || r.Rows != nil
+		}
+		encoded, err := json.Marshal(out)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, encoded)
+	}
+	if !some { // nothing to tell that an expectation would not
+		return nil, nil
+	}
+	return results, nil
+}
+
+// result is what an operation returns to the client.
+type result struct {
+	Statements []statementResult `json:"statements"`
+}
+
+type statementResult struct {
+	RowCount int64             `json:"row_count"` // changed or returned
+	Rows     []json.RawMessage `json:"rows,omitempty"`
+	bytes    int
+}
+
+// statementError says which statement failed.
+type statementError struct {
+	operation, statement int
+	err                  error
+}
+
+func (e *statementError) Error() string {
+	return fmt.Sprintf("operations[%d].statements[%d]: %v", e.operation, e.statement, e.err)
+}
+
+func (e *statementError) Unwrap() error { return e.err }
+
+// refusedError is a refusal of the agent's own.
+type refusedError struct{ class, text string }
+
+func (e *refusedError) Error() string { return e.text }
+
+func (w *worker) statement(ctx context.Context, tx *sql.Tx, s *statement, r *statementResult, maxBytes int) error {
+	args := make([]any, len(s.Args))
+	for i, raw := range s.Args {
+		var err error
+		if args[i], err = argument(raw); err != nil {
+			return &refusedError{"payload", fmt.Sprintf("args[%d]: %v", i, err)}
+		}
+	}
+	if looksLikeQuery(s.SQL) || returning(s.SQL) {
+		if err := w.query(ctx, tx, s.SQL, args, r, maxBytes); err != nil {
+			return err
+		}
+	} else {
+		done, err := tx.ExecContext(ctx, s.SQL, args...)
+		if err != nil {
+			return err
+		}
+		if r.RowCount, err = done.RowsAffected(); err != nil {
+			return err
+		}
+	}
+	if s.Expect != nil && r.RowCount != *s.Expect.Rows {
+		return &refusedError{"expectation", fmt.Sprintf("expected %d rows, got %d", *s.Expect.Rows, r.RowCount)}
+	}
+	return nil
+}
+
+func (w *worker) query(ctx context.Context, tx *sql.Tx, text string, args []any, r *statementResult, maxBytes int) error {
+	rows, err := tx.QueryContext(ctx, text, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	columns, err := rows.ColumnTypes()
+	if err != nil {
+		return err
+	}
+	values := make([]sql.NullString, len(columns))
+	into := make([]any, len(columns))
+	for i := range values {
+		into[i] = &values[i]
+	}
+	for rows.Next() {
+		if err := rows.Scan(into...); err != nil {
+			return &refusedError{"result", fmt.Sprintf("a row cannot be read: %v", err)}
+		}
+		row := encodeRow(columns, values)
+		r.RowCount++
+		r.bytes += len(row)
+		if r.RowCount > maxResultRows || r.bytes > maxBytes {
+			return &refusedError{"result", fmt.Sprintf("it returns more than %d rows or %d bytes", maxResultRows, maxResultBytes)}
+		}
+		r.Rows = append(r.Rows, row)
+	}
+	return rows.Err()
+}
+
+// encodeRow writes a row as a JSON object in the order of its columns: numbers,
+// booleans and JSON as such, everything else as text.
+func encodeRow(columns []*sql.ColumnType, values []sql.NullString) json.RawMessage {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for i, c := range columns {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		name, _ := json.Marshal(c.Name()) // a string always can be
+		b.Write(name)
+		b.WriteByte(':')
+		b.Write(encodeValue(c.DatabaseTypeName(), values[i]))
+	}
+	b.WriteByte('}')
+	return b.Bytes()
+}
+
+func encodeValue(kind string, v sql.NullString) []byte {
+	if !v.Valid {
+		return []byte("null")
+	}
+	switch kind {
+	case "INT2", "INT4", "INT8", "FLOAT4", "FLOAT8", "NUMERIC", "BOOL", "JSON", "JSONB":
+		if json.Valid([]byte(v.String)) { // NaN and Infinity are not
+			return []byte(v.String)
+		}
+	}
+	text, _ := json.Marshal(v.String)
+	return text
+}
+
+// looksLikeQuery reports whether a statement begins as one that only reads.
+func looksLikeQuery(text string) bool {
+	switch firstWord(text) {
+	case "SELECT", "VALUES", "TABLE", "SHOW":
+		return true
+	case "WITH":
+		return !hasWord(text, "INSERT", "UPDATE", "DELETE", "MERGE")
+	}
+	return false
+}
+
+func returning(text string) bool { return hasWord(text, "RETURNING") }
+
+// hasWord looks for words anywhere, in texts and comments too: a wrong yes costs
+// nothing but a look at the result.
+func hasWord(text string, words ...string) bool {
+	return slices.ContainsFunc(strings.FieldsFunc(strings.ToUpper(text), func(r rune) bool {
+		return (r < 'A' || r > 'Z') && r != '_'
+	}), func(w string) bool { return slices.Contains(words, w) })
+}
+
+func sqlState(err error) string {
+	var server *pgconn.PgError
+	if errors.As(err, &server) {
+		return server.Code
+	}
+	return ""
+}
+
+// verdict turns what stopped the statements into a vote no, or leaves it to the
+// SDK: serialization failures and deadlocks are run again there, and errors that
+// are not the server's word on the statement are no vote.
+func (w *worker) verdict(err error) error {
+	var own *refusedError
+	if errors.As(err, &own) {
+		return w.no(own.class, "%v", err)
+	}
+	var server *pgconn.PgError
+	if !errors.As(err, &server) {
+		return err
+	}
+	switch {
+	case server.Code == serialization, server.Code == deadlock:
+		w.metrics.vote("retried")
+		return err
+	case server.Code == lockNotAvailable:
+		return w.no("lock_timeout", "%s, retryable: %v", server.Code, err)
+	case server.Code == "57014":
+		return w.no("statement_timeout", "%s, retryable: %v", server.Code, err)
+	}
+	for _, class := range []string{"08", "57", "58", "F0", "XX"} { // the connection or the server, not the statement
+		if strings.HasPrefix(server.Code, class) {
+			return err
+		}
+	}
+	return w.no("statement", "%v", err)
+}
+
+func (w *worker) no(class, format string, args ...any) error {
+	w.metrics.vote("no_" + class)
+	return participant.No(fmt.Sprintf(format, args...))
+}
