@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/assent-tx/assent/internal/bench"
+	"github.com/assent-tx/assent/internal/pgtest"
 )
 
 // TestBench: a short run commits, passes its audit, and measures its floor. How
@@ -35,4 +37,49 @@ func TestBench(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestBenchPostgres: money moves between two databases, behind agents and by hand,
+// and the audit agrees.
+func TestBenchPostgres(t *testing.T) {
+	r := benchPostgres(t, "--concurrency", "4", "--rounds", "2", "--duration", "600ms", "--warmup", "100ms")
+	if r.Transactions == 0 || r.RatioToFloor <= 0 || r.ParticipantsCPU <= 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// BenchmarkPostgres is the figure of docs/PERFORMANCE.md: 16 clients.
+func BenchmarkPostgres(b *testing.B) {
+	for b.Loop() {
+		r := benchPostgres(b, "--concurrency", "16", "--rounds", "5", "--duration", "15s", "--warmup", "2s")
+		b.ReportMetric(r.RatioToFloor, "ratio_to_floor")
+		b.ReportMetric(r.TxnPerSecond, "txn/s")
+		b.ReportMetric(r.FloorTxnPerSecond, "by_hand/s")
+		b.ReportMetric(r.P50, "p50_ms")
+		b.ReportMetric(r.P99, "p99_ms")
+		b.ReportMetric(r.CoordinatorCPU, "coordinator_us")
+		b.ReportMetric(r.ParticipantsCPU, "agents_us")
+	}
+}
+
+func benchPostgres(t testing.TB, flags ...string) *bench.Report {
+	t.Helper()
+	args := append([]string{"bench", "--output", "json"}, flags...)
+	for range 2 {
+		args = append(args, "--dsn", pgtest.Start(t).DSN("postgres"))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, build(t), args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s%s", args, err, out, stderr.String())
+	}
+	var r bench.Report
+	if err := json.Unmarshal(out, &r); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return &r
 }

@@ -64,7 +64,7 @@ var built = sync.OnceValues(func() (string, error) {
 	return binary, nil
 })
 
-func build(t *testing.T) string {
+func build(t testing.TB) string {
 	t.Helper()
 	binary, err := built()
 	if err != nil {
