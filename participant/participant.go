@@ -43,6 +43,7 @@ type Participant struct {
 	queries  queries
 	preparer Preparer
 	native   *native       // nil: reserve, confirm, cancel
+	scripts  scripts       // with native
 	writer   chan struct{} // nil, or the one write transaction of this process
 	forget   forgetter
 
@@ -92,6 +93,7 @@ func New(ctx context.Context, cfg Config) (*Participant, error) {
 	if cfg.Dialect.prepared {
 		p.working.maxTries = maxTriesToPrepare
 		p.native = &native{p: p}
+		p.scripts = p.makeScripts()
 	}
 	p.forget.start(p)
 	return p, nil

@@ -200,8 +200,8 @@ func lockWaits(t *testing.T, s *postgres) {
 	})
 }
 
-// A duplicate with a newer term meets a commit under way: what it writes of the row
-// is not what the row said before the commit.
+// A duplicate with a newer term writes to a row that it has read. Between the two
+// no commit comes through, or else the duplicate would take the row back.
 func olderState(t *testing.T, s *postgres) {
 	for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelSerializable} {
 		t.Run(level.String(), func(t *testing.T) {
@@ -213,12 +213,17 @@ func olderState(t *testing.T, s *postgres) {
 			})
 			call := prepareCall(id(1), debit("a"))
 			vote(t, p, call, "yes")
+			// Updates stop before they look at any row, while somebody holds the lock.
+			if _, err := db.Exec(`CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$;
+				CREATE TRIGGER stop BEFORE UPDATE ON assent_outcome FOR EACH STATEMENT EXECUTE FUNCTION stop()`); err != nil {
+				t.Fatal(err)
+			}
 			commit, err := openPostgres(t, dsn).Begin()
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer func() { _ = commit.Rollback() }()
-			if _, err := commit.Exec(`UPDATE assent_outcome SET state = 'committed'`); err != nil {
+			if _, err := commit.Exec(`SELECT pg_advisory_xact_lock(1)`); err != nil {
 				t.Fatal(err)
 			}
 			answers := make(chan string, 1)
@@ -229,13 +234,20 @@ func olderState(t *testing.T, s *postgres) {
 				answers <- fmt.Sprint(v.Vote, err)
 			}()
 			s.someoneWaits(t, db)
-			if err := commit.Commit(); err != nil {
+			want := participant.OutcomePrepared // the commit has to wait, and gives up
+			if _, err := commit.Exec(`SET LOCAL lock_timeout = '50ms'; UPDATE assent_outcome SET state = 'committed'`); err == nil {
+				want = participant.OutcomeCommitted
+				err = commit.Commit()
+				if err != nil {
+					t.Fatal(err)
+				}
+			} else if err := commit.Rollback(); err != nil {
 				t.Fatal(err)
 			}
 			if got := <-answers; got != "yes<nil>" {
 				t.Errorf("voted %s", got)
 			}
-			status(t, p, call.Transaction, participant.OutcomeCommitted)
+			status(t, p, call.Transaction, want)
 		})
 	}
 }
