@@ -23,7 +23,7 @@ type benchCmd struct {
 	Duration    time.Duration `default:"20s" help:"Time for the transactions of all rounds together; the floor takes about as long again."`
 	Warmup      time.Duration `default:"2s" help:"Time before the first round, not counted."`
 	Suite       bool          `help:"Measure everything that docs/PERFORMANCE.md promises, in about three minutes. Of the settings above, none applies."`
-	DSN         []string      `name:"dsn" placeholder:"DSN" help:"PostgreSQL databases to move money between, one for each participant, each behind an agent; the floor is then a loop that does the same by hand. Tables named assent_bench_… are made there anew. Repeatable."`
+	DSN         []string      `name:"dsn" placeholder:"DSN" help:"PostgreSQL databases to move money between, one for each participant, each behind an agent; the floor is then a loop that does the same by hand. The schema assent_bench is made there anew. Repeatable."`
 	URL         string        `help:"Aim at a running coordinator instead of starting one. It must reach this machine's loopback addresses."`
 	Dir         string        `type:"path" help:"Where the data goes; the disk that it is on is measured. Default: a temporary directory."`
 	Output      string        `enum:"text,json" default:"text" help:"text or json."`

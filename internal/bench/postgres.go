@@ -33,6 +33,8 @@ type postgresWorkload struct {
 	trips  atomic.Int64
 }
 
+const benchSchema = "assent_bench"
+
 // benchAccounts is the number of rows that transfers choose from.
 const benchAccounts = 10_000
 
@@ -46,6 +48,7 @@ func (w *postgresWorkload) start(ctx context.Context, b *run) error {
 		return fmt.Errorf("%d databases for %d participants: give --dsn once for each", len(w.cfg.DSNs), w.cfg.Branches)
 	}
 	for i, dsn := range w.cfg.DSNs {
+		dsn = inSchema(dsn)
 		cfg, err := pgxpool.ParseConfig(dsn)
 		if err != nil {
 			return fmt.Errorf("the DSN of database %d is not one", i+1) // pgx's error may hold the password
@@ -57,7 +60,8 @@ func (w *postgresWorkload) start(ctx context.Context, b *run) error {
 		}
 		w.pools = append(w.pools, pool)
 		for _, sql := range []string{
-			`DROP TABLE IF EXISTS assent_bench_account, assent_bench_transfer`,
+			`DROP SCHEMA IF EXISTS ` + benchSchema + ` CASCADE`,
+			`CREATE SCHEMA ` + benchSchema,
 			`CREATE TABLE assent_bench_account (id int PRIMARY KEY, balance bigint NOT NULL)`,
 			`CREATE TABLE assent_bench_transfer (id text PRIMARY KEY)`,
 			fmt.Sprintf(`INSERT INTO assent_bench_account SELECT i, 0 FROM generate_series(1, %d) i`, benchAccounts),
@@ -93,6 +97,18 @@ func (w *postgresWorkload) start(ctx context.Context, b *run) error {
 		}
 	}
 	return w.reset(ctx)
+}
+
+// inSchema makes a schema of the benchmark's own the one that its sessions and the
+// agent's use, so that nothing else in the database is touched.
+func inSchema(dsn string) string {
+	switch {
+	case !strings.Contains(dsn, "://"):
+		return dsn + " search_path=" + benchSchema
+	case strings.Contains(dsn, "?"):
+		return dsn + "&search_path=" + benchSchema
+	}
+	return dsn + "?search_path=" + benchSchema
 }
 
 func (w *postgresWorkload) stop() {

@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -77,7 +77,8 @@ func (c *Config) complete() error {
 // Agent is a database as a participant.
 type Agent struct {
 	cfg     Config
-	db      *sql.DB
+	db      *sql.DB // over the pool
+	pool    *pgxpool.Pool
 	part    *participant.Participant
 	coord   *coordinator
 	metrics *metrics
@@ -92,28 +93,32 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	conn, err := pgx.ParseConfig(cfg.DSN)
+	conf, err := pgxpool.ParseConfig(cfg.DSN)
 	if err != nil { // which may hold the DSN, and a password in it
 		return nil, errors.New("agent: the DSN cannot be parsed: write postgres://user:password@host:port/database?sslmode=verify-full, or words such as host=… user=… dbname=…")
 	}
 	// Settings of the session: they cost nothing per branch.
+	conn := conf.ConnConfig
 	if _, set := conn.RuntimeParams["application_name"]; !set {
 		conn.RuntimeParams["application_name"] = "assent agent " + cfg.Service
 	}
 	conn.RuntimeParams["statement_timeout"] = strconv.FormatInt(cfg.StatementTimeout.Milliseconds(), 10)
-	db := stdlib.OpenDB(*conn)
-	db.SetMaxOpenConns(cfg.MaxConns)
-	db.SetMaxIdleConns(cfg.MaxConns)
-	db.SetConnMaxIdleTime(5 * time.Minute)
+	conf.MaxConns = int32(min(cfg.MaxConns, 10_000))
+	conf.MaxConnIdleTime = 5 * time.Minute
+	pool, err := pgxpool.NewWithConfig(ctx, conf)
+	if err != nil {
+		return nil, fmt.Errorf("agent of %s: %w", cfg.Service, err)
+	}
+	db := stdlib.OpenDBFromPool(pool)
 	a := &Agent{
-		cfg: cfg, db: db, coord: newCoordinator(cfg.CoordinatorURL), log: cfg.Logger.With("service", cfg.Service),
+		cfg: cfg, db: db, pool: pool, coord: newCoordinator(cfg.CoordinatorURL), log: cfg.Logger.With("service", cfg.Service),
 		suspect: map[string]bool{}, warned: map[string]bool{},
 	}
-	if a.metrics, err = newMetrics(cfg.Registerer, db); err == nil {
+	if a.metrics, err = newMetrics(cfg.Registerer, pool); err == nil {
 		a.part, err = participant.New(ctx, participant.Config{
 			Service: cfg.Service, DB: db, Dialect: participant.PostgreSQLPrepared(), Preparer: &worker{a.metrics},
 			Isolation: isolations[cfg.Isolation], LockTimeout: cfg.LockTimeout,
-			Limits: participant.Limits{MaxInFlight: cfg.Limits.MaxInFlight}, Logger: a.log,
+			Limits: participant.Limits{MaxInFlight: cfg.Limits.MaxInFlight}, Logger: cfg.Logger,
 		})
 	}
 	if err == nil {
@@ -140,7 +145,9 @@ func (a *Agent) warnOfSlots(ctx context.Context) error {
 }
 
 // Handler serves the coordinator's calls below BaseURL's path.
-func (a *Agent) Handler() http.Handler { return a.part.Handler() }
+func (a *Agent) Handler() http.Handler {
+	return participant.NewHandler(a.cfg.Service, &resource{a.part, a.pool, a.metrics}, participant.Limits{MaxInFlight: a.cfg.Limits.MaxInFlight}, a.cfg.Logger)
+}
 
 // Run registers the agent, keeps its registration and sweeps, until ctx ends. It
 // returns early if the coordinator refuses the registration for good.
@@ -163,4 +170,5 @@ func (a *Agent) Close() {
 	if err := a.db.Close(); err != nil {
 		a.log.Warn("close the connections", "error", err)
 	}
+	a.pool.Close()
 }

@@ -1,8 +1,7 @@
 package postgres
 
 import (
-	"database/sql"
-
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -10,9 +9,10 @@ type metrics struct {
 	votes                                 *prometheus.CounterVec
 	prepared, oldest                      prometheus.Gauge
 	sweeps, sweepErrors, orphans, hazards prometheus.Counter
+	fast, slow                            prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer, db *sql.DB) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, conns *pgxpool.Pool) (*metrics, error) {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "assent_agent_" + name, Help: help})
 	}
@@ -30,18 +30,20 @@ func newMetrics(r prometheus.Registerer, db *sql.DB) (*metrics, error) {
 		sweepErrors: counter("sweep_errors", "Such looks that failed."),
 		orphans:     counter("orphans", "Prepared branches rolled back because their transaction had aborted."),
 		hazards:     counter("hazards", "Sightings of prepared branches whose transaction has ended otherwise: a person must look."),
+		fast:        counter("one_trip", "Branches prepared in one round trip to the database."),
+		slow:        counter("one_trip_failed", "Branches that were tried so and then done step by step: refusals, conflicts, duplicates."),
 	}
 	if r == nil {
 		return m, nil
 	}
-	pool := func(name, help string, value func(sql.DBStats) float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "assent_agent_connections_" + name, Help: help}, func() float64 { return value(db.Stats()) })
+	pool := func(name, help string, value func(*pgxpool.Stat) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "assent_agent_connections_" + name, Help: help}, func() float64 { return value(conns.Stat()) })
 	}
 	for _, c := range []prometheus.Collector{
-		m.votes, m.prepared, m.oldest, m.sweeps, m.sweepErrors, m.orphans, m.hazards,
-		pool("in_use", "Connections to the database in use.", func(s sql.DBStats) float64 { return float64(s.InUse) }),
-		pool("open", "Connections to the database.", func(s sql.DBStats) float64 { return float64(s.OpenConnections) }),
-		pool("waits", "Waits for a free connection since the start.", func(s sql.DBStats) float64 { return float64(s.WaitCount) }),
+		m.votes, m.prepared, m.oldest, m.sweeps, m.sweepErrors, m.orphans, m.hazards, m.fast, m.slow,
+		pool("in_use", "Connections to the database in use.", func(s *pgxpool.Stat) float64 { return float64(s.AcquiredConns()) }),
+		pool("open", "Connections to the database.", func(s *pgxpool.Stat) float64 { return float64(s.TotalConns()) }),
+		pool("waits", "Waits for a free connection since the start.", func(s *pgxpool.Stat) float64 { return float64(s.EmptyAcquireCount()) }),
 	} {
 		if err := r.Register(c); err != nil {
 			return nil, err
