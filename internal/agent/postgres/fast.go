@@ -105,7 +105,7 @@ func (r *resource) inOneTrip(ctx context.Context, s *participant.Script, work []
 	names := make([]string, 0, len(work)+2)
 	all := append([]participant.Statement{s.Insert, s.Guard}, work...)
 	for i := range all {
-		name, err := prepared(ctx, pg, all[i].SQL)
+		name, err := inSession(ctx, pg, all[i].SQL)
 		if err != nil {
 			return false // the SDK's road says what is wrong with it
 		}
@@ -158,9 +158,9 @@ func lastTag(pipe *pgconn.Pipeline) (string, error) {
 // sessionStatements is the key of a session's prepared statements, by their text.
 const sessionStatements = "assent statements"
 
-// prepared returns the name of a statement in this session; the first use of a text
+// inSession returns the name of a statement in this session; the first use of a text
 // takes a round trip of its own.
-func prepared(ctx context.Context, pg *pgconn.PgConn, sql string) (string, error) {
+func inSession(ctx context.Context, pg *pgconn.PgConn, sql string) (string, error) {
 	known, _ := pg.CustomData()[sessionStatements].(map[string]string)
 	if known == nil {
 		known = make(map[string]string)

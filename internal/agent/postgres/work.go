@@ -50,7 +50,7 @@ func (w *worker) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) 
 			return results, participant.ReadOnly
 		}
 		if sqlState(err) != readOnlyTransaction {
-			return nil, w.verdict(err)
+			return nil, w.verdict(ctx, tx, err)
 		}
 		if _, err := tx.ExecContext(ctx, `ROLLBACK TO SAVEPOINT assent_read`); err != nil {
 			return nil, err
@@ -58,7 +58,7 @@ func (w *worker) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) 
 	}
 	results, err := w.run(ctx, tx, operations)
 	if err != nil {
-		return nil, w.verdict(err)
+		return nil, w.verdict(ctx, tx, err)
 	}
 	w.metrics.vote("yes")
 	return results, nil
@@ -135,12 +135,19 @@ func (w *worker) statement(ctx context.Context, tx *sql.Tx, s *statement, r *sta
 			return &refusedError{"payload", fmt.Sprintf("args[%d]: %v", i, err)}
 		}
 	}
+	// Prepared, because the server then refuses several statements in one text, a
+	// COMMIT among them: without arguments the driver would send the text as it is.
+	stmt, err := tx.PrepareContext(ctx, s.SQL)
+	if err != nil {
+		return err
+	}
+	defer stmt.Close()
 	if looksLikeQuery(s.SQL) || returning(s.SQL) {
-		if err := w.query(ctx, tx, s.SQL, args, r, maxBytes); err != nil {
+		if err := w.query(ctx, stmt, args, r, maxBytes); err != nil {
 			return err
 		}
 	} else {
-		done, err := tx.ExecContext(ctx, s.SQL, args...)
+		done, err := stmt.ExecContext(ctx, args...)
 		if err != nil {
 			return err
 		}
@@ -154,8 +161,8 @@ func (w *worker) statement(ctx context.Context, tx *sql.Tx, s *statement, r *sta
 	return nil
 }
 
-func (w *worker) query(ctx context.Context, tx *sql.Tx, text string, args []any, r *statementResult, maxBytes int) error {
-	rows, err := tx.QueryContext(ctx, text, args...)
+func (w *worker) query(ctx context.Context, stmt *sql.Stmt, args []any, r *statementResult, maxBytes int) error {
+	rows, err := stmt.QueryContext(ctx, args...)
 	if err != nil {
 		return err
 	}
@@ -248,14 +255,17 @@ func sqlState(err error) string {
 // verdict turns what stopped the statements into a vote no, or leaves it to the
 // SDK: serialization failures and deadlocks are run again there, and errors that
 // are not the server's word on the statement are no vote.
-func (w *worker) verdict(err error) error {
+func (w *worker) verdict(ctx context.Context, tx *sql.Tx, err error) error {
 	var own *refusedError
 	if errors.As(err, &own) {
 		return w.no(own.class, "%v", err)
 	}
 	var server *pgconn.PgError
 	if !errors.As(err, &server) {
-		return err
+		if _, broken := tx.ExecContext(ctx, `SELECT 1`); broken != nil {
+			return err
+		}
+		return w.no("statement", "%v", err) // the driver's word on it: another number of arguments, say
 	}
 	switch {
 	case server.Code == serialization, server.Code == deadlock:

@@ -1,0 +1,897 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+
+	"github.com/assent-tx/assent/internal/pgtest"
+	"github.com/assent-tx/assent/participant"
+	"github.com/assent-tx/assent/rm/rmtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	cluster  = "c0ffee00c0ffee00c0ffee00c0ffee00"
+	deadline = 20 * time.Second // for what must happen; never reached by a passing test
+)
+
+// bed is one server; tests use databases of their own in it.
+type bed struct {
+	*pgtest.Cluster
+	made atomic.Int32
+}
+
+// TestAgent starts one server for all tests that can share it.
+func TestAgent(t *testing.T) {
+	b := &bed{Cluster: pgtest.Start(t)}
+	for name, test := range map[string]func(*testing.T, *bed){
+		"conforms": conforms, "statements": statements, "refusals are durable": refusalsAreDurable, "expectations": expectations,
+		"results": results, "read only": readOnly, "one trip": oneTrip, "duplicates": duplicates, "wrong digest after a restart": wrongDigest,
+		"serialization": serialization40001, "locks": locks, "sweep": sweeps, "foreign transactions": foreign, "ended by hand": endedByHand,
+		"lost connections": lostConnections, "crashes": crashes, "registration": keepsRegistered, "names": hostileIDs,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, b) })
+	}
+}
+
+// database is a fresh one with a table to work on, and its DSN.
+func (b *bed) database(t *testing.T) string {
+	t.Helper()
+	name := fmt.Sprint("test", b.made.Add(1))
+	if err := b.SQL(t.Context(), "postgres", "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	err := b.SQL(t.Context(), name, "CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL CHECK (balance >= 0), note text)",
+		"INSERT INTO account SELECT i, 100 FROM generate_series(1, 10) i", "CREATE TABLE effect (n bigserial, marker text NOT NULL)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.DSN(name)
+}
+
+func start(t *testing.T, dsn string, edit func(*Config)) *Agent {
+	t.Helper()
+	cfg := Config{
+		Service: "bank", DSN: dsn, CoordinatorURL: "http://127.0.0.1:1", BaseURL: "http://127.0.0.1:2/assent",
+		LockTimeout: 300 * time.Millisecond, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	}
+	if edit != nil {
+		edit(&cfg)
+	}
+	a, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	return a
+}
+
+func (a *Agent) resource() participant.Resource { return &resource{a.part, a.pool, a.metrics} }
+
+func open(t *testing.T, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("pgx", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func ask[T any](t *testing.T, db *sql.DB, query string, args ...any) (v T) {
+	t.Helper()
+	if err := db.QueryRowContext(t.Context(), query, args...).Scan(&v); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	return v
+}
+
+func do(t *testing.T, db *sql.DB, statement string) {
+	t.Helper()
+	if _, err := db.ExecContext(t.Context(), statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+var lastID atomic.Uint32
+
+func newID() string { return fmt.Sprintf("01a20000-0000-7000-8000-%012x", lastID.Add(1)) }
+
+func prepareCall(id string, payloads ...string) *participant.Call {
+	c := &participant.Call{
+		Phase: participant.PhasePrepare, Cluster: cluster, Transaction: id, Branch: 1, Service: "bank", Attempt: 1, Term: 1,
+		Token: "1", Shards: 1, Count: len(payloads),
+	}
+	for _, p := range payloads {
+		c.Operations = append(c.Operations, json.RawMessage(p))
+	}
+	c.Digest = participant.Digest(c.Operations)
+	return c
+}
+
+func finishCall(id string, phase participant.Phase) *participant.Call {
+	return &participant.Call{Phase: phase, Cluster: cluster, Transaction: id, Branch: 1, Service: "bank", Attempt: 1, Term: 1, Token: "1", Shards: 1}
+}
+
+func vote(t *testing.T, a *Agent, c *participant.Call, want, reason string) participant.Vote {
+	t.Helper()
+	v, err := a.resource().Prepare(t.Context(), c)
+	if err != nil || v.Vote != want || !strings.Contains(v.Reason, reason) {
+		t.Fatalf("%s: voted %+v, %v; want %s with %q", c.Operations, v, err, want, reason)
+	}
+	return v
+}
+
+func finish(t *testing.T, a *Agent, id string, phase participant.Phase, want participant.Outcome) {
+	t.Helper()
+	if o, err := a.resource().Finish(t.Context(), finishCall(id, phase)); err != nil || o != want {
+		t.Fatalf("%s: %s, %v; want %s", phase, o, err, want)
+	}
+}
+
+func op(statements ...string) string { return `{"statements":[` + strings.Join(statements, ",") + `]}` }
+
+const take5 = `{"sql":"UPDATE account SET balance = balance - $1 WHERE id = $2","args":[5,1],"expect":{"rows":1}}`
+
+func prepared(t *testing.T, db *sql.DB) int {
+	t.Helper()
+	return ask[int](t, db, `SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()`)
+}
+
+func conforms(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	db := open(t, dsn)
+	var a *Agent
+	var server *httptest.Server
+	begin := func() string {
+		a = start(t, dsn, nil)
+		server = httptest.NewServer(a.Handler())
+		return server.URL
+	}
+	end := func() {
+		server.CloseClientConnections()
+		server.Close()
+		a.Close()
+	}
+	url := begin()
+	t.Cleanup(func() { server.Close() })
+	insert := func(marker string) string {
+		return fmt.Sprintf(`{"sql":"INSERT INTO effect (marker) VALUES ($1)","args":[%q],"expect":{"rows":1}}`, marker)
+	}
+	rmtest.Run(t, rmtest.Target{
+		Service: "bank", BaseURL: url,
+		Succeed: func(m string) json.RawMessage { return json.RawMessage(op(insert(m))) },
+		Refuse: func(m string) json.RawMessage {
+			return json.RawMessage(op(insert(m), `{"sql":"UPDATE account SET balance = -1 WHERE id = 1"}`))
+		},
+		ReadOnly: func(string) json.RawMessage { return json.RawMessage(op(`{"sql":"SELECT count(*) FROM account"}`)) },
+		Results: func(m string) json.RawMessage {
+			return json.RawMessage(op(fmt.Sprintf(`{"sql":"INSERT INTO effect (marker) VALUES ($1) RETURNING n","args":[%q]}`, m)))
+		},
+		Effects: func(ctx context.Context, m string) (n int, err error) {
+			return n, db.QueryRowContext(ctx, `SELECT count(*) FROM effect WHERE marker = $1`, m).Scan(&n)
+		},
+		Restart:  func(context.Context) (string, error) { end(); return begin(), nil },
+		OnePhase: true, VolatileResults: true, NoTerms: true, NoTokens: true,
+	})
+}
+
+// What a payload may say, and what is told about one that it may not.
+func statements(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	for payload, reason := range map[string]string{
+		`1`:                 "the payload is not",
+		`{}`:                "0 statements",
+		`{"statements":[]}`: "0 statements",
+		`{"statements":[{"sql":"SELECT 1"}],"x":1}`: "unknown field",
+		op(`{"sql":" "}`):                                                             "is empty",
+		op(`{"sql":"SELECT 1","expect":{}}`):                                          "name the rows",
+		op(`{"sql":"SELECT 1","expect":{"rows":-1}}`):                                 "name the rows",
+		op(`{"sql":"COMMIT"}`):                                                        "begins and ends the transaction",
+		op(`{"sql":"/* a /* b */ c */ -- d\n rollback"}`):                             "begins and ends the transaction",
+		op(`{"sql":"SET search_path = x"}`):                                           "begins and ends the transaction",
+		op(`{"sql":"UPDATE account SET note = 'x'; COMMIT"}`):                         "42601",
+		op(`{"sql":"UPDATE nothing SET x = 1"}`):                                      "42P01",
+		op(`{"sql":"SELEC 1"}`):                                                       "42601",
+		op(`{"sql":"UPDATE account SET balance = $1 WHERE id = 1","args":["many"]}`):  "22P02",
+		op(`{"sql":"UPDATE account SET balance = 1 WHERE id = $1","args":[1,2]}`):     "operations[0].statements[0]",
+		op(`{"sql":"UPDATE account SET note = $1 WHERE id = 1","args":["a\u0000b"]}`): "NUL",
+		op(`{"sql":"CREATE TEMP TABLE x (a int)"}`):                                   "temporary",
+		op(`{"sql":"SELECT i FROM generate_series(1, 2000) i"}`):                      "returns more than",
+		op(`{"sql":"SELECT repeat('x', 300000)"}`):                                    "returns more than",
+		op(take5, `{"sql":"UPDATE account SET balance = balance / 0 WHERE id = 2"}`):  "22012",
+	} {
+		vote(t, a, prepareCall(newID(), payload), "no", reason)
+	}
+	if n := ask[int](t, db, `SELECT sum(balance) FROM account`); n != 1000 || prepared(t, db) != 0 {
+		t.Errorf("refused statements left %d, %d prepared", n, prepared(t, db))
+	}
+	// Values of every kind arrive as what they are.
+	id := newID()
+	vote(t, a, prepareCall(id, op(
+		`{"sql":"UPDATE account SET balance = $1, note = $2 WHERE id = $3","args":[9007199254740993,"it's \"ü\" ; --",1]}`,
+		`{"sql":"UPDATE account SET note = $1 WHERE id = 2","args":[null]}`,
+		`{"sql":"UPDATE account SET note = ($1::jsonb -> 'a')::text || $2::bool::text WHERE id = 3","args":[{"a":[1,{"b":2}]},true]};`[:len(`{"sql":"UPDATE account SET note = ($1::jsonb -> 'a')::text || $2::bool::text WHERE id = 3","args":[{"a":[1,{"b":2}]},true]}`)],
+		`{"sql":"UPDATE account SET note = 'semicolon' WHERE id = 4;  ","expect":{"rows":1}}`,
+		`{"sql":"UPDATE account SET note = 'comment' WHERE id = 5 -- five","expect":{"rows":1}}`,
+		`{"sql":"WITH a AS (SELECT 6 AS id) UPDATE account SET note = 'with' FROM a WHERE account.id = a.id","expect":{"rows":1}}`,
+	)), "yes", "")
+	finish(t, a, id, participant.PhaseCommit, participant.OutcomeCommitted)
+	got := ask[string](t, db, `SELECT string_agg(coalesce(note, 'NULL'), '|' ORDER BY id) FROM account WHERE id < 7`)
+	if want := `it's "ü" ; --|NULL|[1, {"b": 2}]true|semicolon|comment|with`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if n := ask[int64](t, db, `SELECT balance FROM account WHERE id = 1`); n != 9007199254740993 {
+		t.Errorf("a large number arrived as %d", n)
+	}
+}
+
+func refusalsAreDurable(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	for _, onePhase := range []bool{false, true} {
+		c := prepareCall(newID(), op(`{"sql":"UPDATE account SET balance = balance - 200 WHERE id = 1"}`))
+		c.OnePhase = onePhase
+		vote(t, a, c, "no", "23514")
+		do(t, db, `UPDATE account SET balance = 1000 WHERE id = 1`) // now it could
+		vote(t, a, c, "no", "23514")
+		again := start(t, dsn, nil)
+		vote(t, again, c, "no", "23514")
+		do(t, db, `UPDATE account SET balance = 100 WHERE id = 1`)
+	}
+}
+
+func expectations(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	vote(t, a, prepareCall(newID(), op(take5)), "yes", "") // binds the cluster: from here on in one trip
+	for i := range 3 {
+		none := `{"sql":"UPDATE account SET balance = 0 WHERE id = 77","expect":{"rows":1}}`
+		two := `{"sql":"DELETE FROM account WHERE id IN (8, 9)","expect":{"rows":1}}`
+		vote(t, a, prepareCall(newID(), op(`{"sql":"INSERT INTO effect (marker) VALUES ('x')"}`, none)), "no", "expected 1 rows, got 0")
+		vote(t, a, prepareCall(newID(), op(two)), "no", "operations[0].statements[0]: expected 1 rows, got 2")
+		vote(t, a, prepareCall(newID(), op(`{"sql":"SELECT 1 FROM account","expect":{"rows":3}}`)), "no", "expected 3 rows, got 10")
+		vote(t, a, prepareCall(newID(), op(`{"sql":"INSERT INTO effect (marker) VALUES ('y') RETURNING n","expect":{"rows":2}}`)), "no", "expected 2 rows, got 1")
+		if n := prepared(t, db); n != 1 {
+			t.Fatalf("round %d: %d transactions are prepared, want the first alone", i, n)
+		}
+	}
+	if n := ask[int](t, db, `SELECT count(*) FROM effect`); n != 0 {
+		t.Errorf("%d effects of refused branches", n)
+	}
+}
+
+func results(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a := start(t, dsn, nil)
+	id := newID()
+	v := vote(t, a, prepareCall(id,
+		op(`{"sql":"UPDATE account SET balance = balance - 1 WHERE id = 1 RETURNING id, balance, note"}`, take5),
+		op(`{"sql":"SELECT 1.50::numeric AS n, true AS b, '{\"k\":[1]}'::jsonb AS j, 'te\"xt' AS t, 'NaN'::float8 AS nan, DATE '2026-01-02' AS d"}`)), "yes", "")
+	want := []string{
+		`{"statements":[{"row_count":1,"rows":[{"id":1,"balance":99,"note":null}]},{"row_count":1}]}`,
+		`{"statements":[{"row_count":1,"rows":[{"n":1.50,"b":true,"j":{"k":[1]},"t":"te\"xt","nan":"NaN","d":"2026-01-02T00:00:00Z"}]}]}`,
+	}
+	for i := range want {
+		if i >= len(v.Results) || string(v.Results[i]) != want[i] {
+			t.Errorf("result %d:\ngot  %s\nwant %s", i, v.Results, want[i])
+		}
+	}
+	if again := vote(t, a, prepareCall(id,
+		op(`{"sql":"UPDATE account SET balance = balance - 1 WHERE id = 1 RETURNING id, balance, note"}`, take5),
+		op(`{"sql":"SELECT 1.50::numeric AS n, true AS b, '{\"k\":[1]}'::jsonb AS j, 'te\"xt' AS t, 'NaN'::float8 AS nan, DATE '2026-01-02' AS d"}`)), "yes", ""); len(again.Results) != 2 {
+		t.Errorf("a duplicate got %s", again.Results)
+	}
+	finish(t, a, id, participant.PhaseRollback, participant.OutcomeRolledBack)
+}
+
+func readOnly(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	v := vote(t, a, prepareCall(newID(), op(`{"sql":"SELECT balance FROM account WHERE id = $1","args":[1]}`)), "read_only", "")
+	if len(v.Results) != 1 || !strings.Contains(string(v.Results[0]), `"balance":100`) || prepared(t, db) != 0 {
+		t.Errorf("%s, %d prepared", v.Results, prepared(t, db))
+	}
+	// What looks like a query and writes is no read-only branch.
+	do(t, db, `CREATE FUNCTION spend() RETURNS bigint LANGUAGE sql AS 'UPDATE account SET balance = balance - 7 WHERE id = 2 RETURNING balance'`)
+	for _, text := range []string{"SELECT spend()", "SELECT balance FROM account WHERE id = 2 FOR UPDATE"} {
+		id := newID()
+		vote(t, a, prepareCall(id, op(`{"sql":"`+text+`"}`)), "yes", "")
+		finish(t, a, id, participant.PhaseCommit, participant.OutcomeCommitted)
+	}
+	if n := ask[int](t, db, `SELECT balance FROM account WHERE id = 2`); n != 93 {
+		t.Errorf("balance %d, want 93", n)
+	}
+}
+
+// The fast road is taken, leaves its session clean, and agrees with the slow one.
+func oneTrip(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, func(c *Config) { c.MaxConns = 1 }), open(t, dsn)
+	vote(t, a, prepareCall(newID(), op(take5)), "yes", "") // the first binds the cluster
+	do(t, db, `UPDATE account SET balance = 1000 WHERE id > 1`)
+	for i := range 30 {
+		id, account := newID(), 2+i%9
+		good := op(fmt.Sprintf(`{"sql":"UPDATE account SET balance = balance - 1 WHERE id = $1","args":[%d],"expect":{"rows":1}}`, account))
+		bad := op(fmt.Sprintf(`{"sql":"UPDATE account SET balance = balance - 5000 WHERE id = %d /* %d */"}`, account, i))
+		vote(t, a, prepareCall(id, good), "yes", "")
+		vote(t, a, prepareCall(newID(), bad), "no", "23514") // on the same session
+		phase, want := participant.PhaseCommit, participant.OutcomeCommitted
+		if i%3 == 0 {
+			phase, want = participant.PhaseRollback, participant.OutcomeRolledBack
+		}
+		finish(t, a, id, phase, want)
+	}
+	if n := ask[int](t, db, `SELECT sum(balance) FROM account WHERE id > 1`); n != 9000-20 {
+		t.Errorf("sum %d, want %d", n, 9000-20)
+	}
+	if fast, slow := testutil.ToFloat64(a.metrics.fast), testutil.ToFloat64(a.metrics.slow); fast != 30 || slow != 30 {
+		t.Errorf("%v branches in one trip and %v not, want 30 and 30", fast, slow)
+	}
+	// More texts than a session keeps.
+	for i := range maxSessionStatements + 20 {
+		id := newID()
+		vote(t, a, prepareCall(id, op(fmt.Sprintf(`{"sql":"UPDATE account SET balance = balance + 0 WHERE id = 3 /* %d */"}`, i))), "yes", "")
+		finish(t, a, id, participant.PhaseRollback, participant.OutcomeRolledBack)
+	}
+	if n := ask[int](t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'`); n != 0 {
+		t.Errorf("%d sessions are left in a transaction", n)
+	}
+}
+
+// Duplicates at the same time, in two processes, execute once.
+func duplicates(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	agents := []*Agent{start(t, dsn, nil), start(t, dsn, nil)}
+	db := open(t, dsn)
+	vote(t, agents[0], prepareCall(newID(), op(`{"sql":"UPDATE account SET note = 'bound' WHERE id = 10"}`)), "yes", "")
+	for range 20 {
+		id := newID()
+		c := prepareCall(id, op(`{"sql":"INSERT INTO effect (marker) VALUES ($1)","args":["`+id+`"]}`))
+		var wg sync.WaitGroup
+		var yes atomic.Int32
+		for i := range 6 {
+			wg.Go(func() {
+				v, err := agents[i%2].resource().Prepare(context.Background(), c)
+				if err == nil && v.Vote != "yes" {
+					t.Errorf("voted %+v", v)
+				}
+				if err == nil {
+					yes.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if yes.Load() == 0 {
+			t.Error("nobody got an answer")
+		}
+		finish(t, agents[1], id, participant.PhaseCommit, participant.OutcomeCommitted)
+		finish(t, agents[0], id, participant.PhaseCommit, participant.OutcomeCommitted)
+		if n := ask[int](t, db, `SELECT count(*) FROM effect WHERE marker = $1`, id); n != 1 {
+			t.Fatalf("%d effects, want 1", n)
+		}
+	}
+}
+
+func wrongDigest(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a := start(t, dsn, nil)
+	vote(t, a, prepareCall(newID(), op(`{"sql":"UPDATE account SET note = 'bound' WHERE id = 10"}`)), "yes", "")
+	id := newID()
+	vote(t, a, prepareCall(id, op(take5)), "yes", "")
+	a.Close()
+	again := start(t, dsn, nil)
+	vote(t, again, prepareCall(id, op(`{"sql":"UPDATE account SET balance = 0 WHERE id = 1"}`)), "no", "")
+	vote(t, again, prepareCall(id, op(take5)), "yes", "")
+	finish(t, again, id, participant.PhaseCommit, participant.OutcomeCommitted)
+}
+
+// A transaction that the database cannot serialize votes no, and says that it may
+// be tried again.
+func serialization40001(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	vote(t, a, prepareCall(newID(), op(`{"sql":"UPDATE account SET note = 'bound' WHERE id = 10"}`)), "yes", "")
+	// Write skew: each reads what the other writes. The one that is prepared cannot
+	// be the victim.
+	skew := func(read, write int) string {
+		return op(fmt.Sprintf(`{"sql":"UPDATE account SET balance = balance - (SELECT sum(balance) FROM account WHERE id = %d)/10 WHERE id = %d"}`, read, write))
+	}
+	first, second := newID(), newID()
+	vote(t, a, prepareCall(first, skew(1, 2)), "yes", "")
+	vote(t, a, prepareCall(second, skew(2, 1)), "no", "40001")
+	finish(t, a, first, participant.PhaseCommit, participant.OutcomeCommitted)
+	if n := ask[int](t, db, `SELECT balance FROM account WHERE id = 1`); n != 100 {
+		t.Errorf("the victim's effect is there: %d", n)
+	}
+}
+
+func locks(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	held := newID()
+	vote(t, a, prepareCall(held, op(take5)), "yes", "")
+	vote(t, a, prepareCall(newID(), op(take5)), "no", "retryable")
+	vote(t, a, prepareCall(newID(), op(`{"sql":"SELECT pg_sleep(9)"}`)), "no", "57014")
+	finish(t, a, held, participant.PhaseRollback, participant.OutcomeRolledBack)
+	id := newID()
+	vote(t, a, prepareCall(id, op(take5)), "yes", "")
+	finish(t, a, id, participant.PhaseCommit, participant.OutcomeCommitted)
+	if n := ask[int](t, db, `SELECT balance FROM account WHERE id = 1`); n != 95 {
+		t.Errorf("balance %d, want 95", n)
+	}
+}
+
+// fakeCoordinator answers for transactions what a test tells it to.
+type fakeCoordinator struct {
+	mu     sync.Mutex
+	states map[string]string // "": unknown
+	asked  []string
+	puts   int
+	gone   bool
+}
+
+func (f *fakeCoordinator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	refuse := func(status int, reason string) {
+		w.WriteHeader(status)
+		fmt.Fprintf(w, `{"code":5,"message":"no","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":%q}]}`, reason)
+	}
+	if strings.HasPrefix(r.URL.Path, "/v1/services/") {
+		if r.Method == http.MethodPut {
+			f.puts++
+			f.gone = false
+			fmt.Fprint(w, `{}`)
+		} else if f.gone {
+			refuse(404, "NOT_FOUND")
+		} else {
+			fmt.Fprint(w, `{"state":"active","http":{"prepare":"elsewhere"}}`)
+		}
+		return
+	}
+	id, rollback := strings.CutSuffix(strings.TrimPrefix(r.URL.Path, "/v1/transactions/"), "/rollback")
+	f.asked = append(f.asked, r.Method+" "+id)
+	state := f.states[id]
+	switch {
+	case state == "" && rollback:
+		f.states[id] = "aborted"
+		fmt.Fprint(w, `{"state":"aborted"}`)
+	case state == "":
+		refuse(404, "NOT_FOUND")
+	case state == "expired":
+		refuse(410, "ID_EXPIRED")
+	case state == "failing":
+		refuse(503, "NOT_READY")
+	default:
+		fmt.Fprintf(w, `{"state":%q}`, state)
+	}
+}
+
+// The sweep ends what the coordinator says has aborted, and only after it has said
+// so in two looks.
+func sweeps(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	f := &fakeCoordinator{states: map[string]string{}}
+	srv := httptest.NewServer(f)
+	t.Cleanup(srv.Close)
+	a := start(t, dsn, func(c *Config) {
+		c.CoordinatorURL, c.OrphanAfter, c.WarnAfter = srv.URL, time.Nanosecond, time.Nanosecond
+	})
+	db := open(t, dsn)
+	ids := map[string]string{}
+	account := 0
+	for _, state := range []string{"", "active", "preparing", "committing", "aborting", "aborted", "committed", "expired", "failing"} {
+		id := newID()
+		ids[state] = id
+		f.states[id] = state
+		account++
+		vote(t, a, prepareCall(id, op(fmt.Sprintf(`{"sql":"UPDATE account SET balance = 0 WHERE id = %d"}`, account))), "yes", "")
+	}
+	if err := a.sweep(t.Context()); err != nil || len(f.asked) != 0 {
+		t.Fatalf("the first look asked %v, %v", f.asked, err)
+	}
+	if err := a.sweep(t.Context()); err == nil || !strings.Contains(err.Error(), "503") {
+		t.Errorf("a coordinator that is not ready: %v", err)
+	}
+	left := map[string]bool{}
+	for _, doubt := range must(a.part.InDoubt(t.Context(), "", 0, 100)) {
+		left[doubt.Transaction] = true
+	}
+	for state, id := range ids {
+		if gone := state == "" || state == "aborted"; left[id] == gone {
+			t.Errorf("%q: still prepared: %v", state, left[id])
+		}
+	}
+	// An orphan cannot come back: its late prepare is refused.
+	vote(t, a, prepareCall(ids[""], op(`{"sql":"UPDATE account SET balance = 0 WHERE id = 1"}`)), "no", "")
+	if n := ask[int](t, db, `SELECT balance FROM account WHERE id = 1`); n != 100 {
+		t.Errorf("the orphan had an effect: %d", n)
+	}
+	m := a.metrics
+	if o, h, p := testutil.ToFloat64(m.orphans), testutil.ToFloat64(m.hazards), testutil.ToFloat64(m.prepared); o != 2 || h != 2 || p != 9 {
+		t.Errorf("%v orphans, %v hazards, %v prepared; want 2, 2, 9", o, h, p)
+	}
+	for state, id := range ids {
+		if left[id] {
+			finish(t, a, id, participant.PhaseRollback, participant.OutcomeRolledBack)
+		}
+		_ = state
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// Prepared transactions of others are neither listed nor touched.
+func foreign(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	f := &fakeCoordinator{states: map[string]string{}}
+	srv := httptest.NewServer(f)
+	t.Cleanup(srv.Close)
+	a := start(t, dsn, func(c *Config) { c.CoordinatorURL, c.OrphanAfter = srv.URL, time.Nanosecond })
+	db := open(t, dsn)
+	vote(t, a, prepareCall(newID(), op(take5)), "yes", "")
+	gids := []string{
+		"app-1", "", "assent:", "assent:" + strings.Repeat("0", 32) + ":" + newID() + ":1:0123456789abcdef", // another cluster's
+		"assent:" + cluster + ":" + newID() + ":1:XYZ", "assent:" + cluster + ":not-an-id:1:0123456789abcdef",
+	}
+	for i, gid := range gids {
+		do(t, db, fmt.Sprintf(`BEGIN; UPDATE account SET note = 'theirs' WHERE id = %d; PREPARE TRANSACTION '%s'`, 2+i, gid))
+	}
+	for range 3 {
+		if err := a.sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := prepared(t, db); n != len(gids) { // our own orphan is gone
+		t.Errorf("%d are prepared, want the %d foreign ones", n, len(gids))
+	}
+	for _, gid := range gids {
+		do(t, db, fmt.Sprintf(`ROLLBACK PREPARED '%s'`, gid))
+	}
+}
+
+// A person ended the branch: the coordinator hears it, and it is no success.
+func endedByHand(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	for _, c := range []struct {
+		byHand string
+		phase  participant.Phase
+		want   participant.Outcome
+	}{
+		{"ROLLBACK", participant.PhaseCommit, participant.OutcomeUnknown},
+		{"COMMIT", participant.PhaseRollback, participant.OutcomeCommitted},
+		{"COMMIT", participant.PhaseCommit, participant.OutcomeCommitted},
+		{"ROLLBACK", participant.PhaseRollback, participant.OutcomeRolledBack},
+	} {
+		id := newID()
+		vote(t, a, prepareCall(id, op(take5)), "yes", "")
+		do(t, db, c.byHand+` PREPARED '`+ask[string](t, db, `SELECT gid FROM pg_prepared_xacts WHERE gid LIKE '%'||$1||'%'`, id)+`'`)
+		finish(t, a, id, c.phase, c.want)
+	}
+}
+
+// cutter is a TCP proxy that breaks the connection after so many bytes went to the
+// server.
+type cutter struct {
+	net.Listener
+	to    string
+	after atomic.Int64
+	wg    sync.WaitGroup
+}
+
+func newCutter(t *testing.T, to string) *cutter {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cutter{Listener: l, to: to}
+	c.after.Store(1 << 60)
+	c.wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.wg.Go(func() { c.pass(conn) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); c.wg.Wait() })
+	return c
+}
+
+func (c *cutter) pass(from net.Conn) {
+	defer from.Close()
+	to, err := net.Dial("tcp", c.to)
+	if err != nil {
+		return
+	}
+	defer to.Close()
+	var both sync.WaitGroup
+	both.Go(func() {
+		defer from.Close()
+		buf := make([]byte, 1<<16)
+		for {
+			n, err := to.Read(buf)
+			if n > 0 && c.after.Load() > 0 { // after the cut nothing comes back
+				_, _ = from.Write(buf[:n])
+			}
+			if err != nil || c.after.Load() <= 0 {
+				return
+			}
+		}
+	})
+	buf := make([]byte, 16) // small pieces: a cut is anywhere
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if c.after.Add(-int64(n)) <= 0 {
+				_, _ = to.Write(buf[:n])
+				break
+			}
+			_, _ = to.Write(buf[:n])
+		}
+		if err != nil {
+			break
+		}
+	}
+	from.Close()
+	to.Close()
+	both.Wait()
+}
+
+// Wherever the connection breaks, the branch is prepared or it is not, a repeated
+// call finds out which, and the effect is there once or never.
+func lostConnections(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	db := open(t, dsn)
+	proxy := newCutter(t, fmt.Sprintf("127.0.0.1:%d", b.Port))
+	through := strings.Replace(dsn, fmt.Sprint(":", b.Port, "/"), fmt.Sprint(":", proxy.Addr().(*net.TCPAddr).Port, "/"), 1)
+	a := start(t, through, func(c *Config) { c.MaxConns = 2 })
+	warm := newID()
+	vote(t, a, prepareCall(warm, op(`{"sql":"INSERT INTO effect (marker) VALUES ('warm')"}`)), "yes", "")
+	finish(t, a, warm, participant.PhaseRollback, participant.OutcomeRolledBack)
+	cuts, lost := 0, 0
+	for after := int64(1); ; after += 29 {
+		id := newID()
+		c := prepareCall(id, op(`{"sql":"INSERT INTO effect (marker) VALUES ($1)","args":["`+id+`"],"expect":{"rows":1}}`))
+		phase, outcome := participant.PhaseCommit, participant.OutcomeCommitted
+		if cuts%3 == 2 {
+			phase, outcome = participant.PhaseRollback, participant.OutcomeRolledBack
+		}
+		proxy.after.Store(after)
+		var err error
+		for end := time.Now().Add(deadline); time.Now().Before(end); {
+			var v participant.Vote
+			if v, err = a.resource().Prepare(t.Context(), c); err == nil {
+				if v.Vote != "yes" {
+					t.Fatalf("cut after %d bytes: %+v", after, v)
+				}
+				break
+			}
+			lost++
+			proxy.after.Store(1 << 60)
+		}
+		for end := time.Now().Add(deadline); err == nil && time.Now().Before(end); {
+			var o participant.Outcome
+			if o, err = a.resource().Finish(t.Context(), finishCall(id, phase)); err == nil {
+				if o != outcome {
+					t.Fatalf("cut after %d bytes: %s ended as %s", after, phase, o)
+				}
+				break
+			}
+			lost++
+			err = nil
+			proxy.after.Store(1 << 60)
+		}
+		if err != nil {
+			t.Fatalf("cut after %d bytes: %v", after, err)
+		}
+		want := 0
+		if phase == participant.PhaseCommit {
+			want = 1
+		}
+		if n := ask[int](t, db, `SELECT count(*) FROM effect WHERE marker = $1`, id); n != want {
+			t.Fatalf("cut after %d bytes: %d effects after %s", after, n, phase)
+		}
+		cuts++
+		if proxy.after.Load() > 0 && proxy.after.Load() < 1<<59 { // it got through uncut
+			break
+		}
+	}
+	if lost < 10 || prepared(t, db) != 0 {
+		t.Errorf("%d of %d cuts were felt, %d transactions are left prepared", lost, cuts, prepared(t, db))
+	}
+}
+
+// The server is killed between prepare and its end: what was prepared is there.
+func crashes(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	vote(t, a, prepareCall(newID(), op(`{"sql":"UPDATE account SET note = 'bound' WHERE id = 10"}`)), "yes", "")
+	for i, end := range []func(){b.Kill, b.Stop, b.Shutdown} {
+		committed, rolled := newID(), newID()
+		vote(t, a, prepareCall(committed, op(take5)), "yes", "")
+		vote(t, a, prepareCall(rolled, op(`{"sql":"UPDATE account SET balance = 0 WHERE id = 2"}`)), "yes", "")
+		end()
+		if _, err := a.resource().Prepare(t.Context(), prepareCall(newID(), op(take5))); err == nil {
+			t.Error("a vote without a server")
+		}
+		if err := b.Restart(); err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 { // the agent was restarted as well
+			a.Close()
+			a = start(t, dsn, nil)
+		}
+		eventually(t, func() error {
+			v, err := a.resource().Prepare(t.Context(), prepareCall(committed, op(take5)))
+			if err == nil && v.Vote != "yes" {
+				err = fmt.Errorf("voted %+v", v)
+			}
+			return err
+		})
+		finish(t, a, committed, participant.PhaseCommit, participant.OutcomeCommitted)
+		finish(t, a, rolled, participant.PhaseRollback, participant.OutcomeRolledBack)
+		eventually(t, func() error { return db.PingContext(t.Context()) })
+		if got := ask[string](t, db, `SELECT string_agg(balance::text, ' ' ORDER BY id) FROM account WHERE id < 3`); got != fmt.Sprint(95-5*i, " 100") {
+			t.Errorf("round %d: %s", i, got)
+		}
+	}
+}
+
+func eventually(t *testing.T, check func() error) {
+	t.Helper()
+	for end := time.Now().Add(deadline); ; time.Sleep(5 * time.Millisecond) {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func keepsRegistered(t *testing.T, b *bed) {
+	f := &fakeCoordinator{states: map[string]string{}, gone: true}
+	srv := httptest.NewServer(f)
+	t.Cleanup(srv.Close)
+	a := start(t, b.database(t), func(c *Config) { c.CoordinatorURL = srv.URL })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	eventually(t, func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.puts == 0 {
+			return errors.New("never registered")
+		}
+		return nil
+	})
+	if a.isRegistered(t.Context()) { // the fake tells of other endpoints
+		t.Error("a registration with other endpoints is taken for ours")
+	}
+	f.mu.Lock()
+	f.gone = true
+	f.mu.Unlock()
+	if a.isRegistered(t.Context()) {
+		t.Error("a missing registration is taken for ours")
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %v", err)
+	}
+	srv.Close()
+	if !a.isRegistered(t.Context()) {
+		t.Error("a coordinator that is away makes the agent register again and again")
+	}
+}
+
+// Nothing but an id reaches the name of a prepared transaction.
+func hostileIDs(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	a, db := start(t, dsn, nil), open(t, dsn)
+	vote(t, a, prepareCall(newID(), op(take5)), "yes", "")
+	for _, edit := range []func(*participant.Call){
+		func(c *participant.Call) { c.Transaction = "x'; DROP TABLE account; --" },
+		func(c *participant.Call) { c.Cluster = "'; DROP TABLE account; --" },
+		func(c *participant.Call) { c.Cluster = strings.Repeat("1", 32) },
+		func(c *participant.Call) { c.Digest = "'; DROP TABLE account; --" },
+	} {
+		c := prepareCall(newID(), op(`{"sql":"UPDATE account SET note = 'bad' WHERE id = 2"}`))
+		edit(c)
+		if v, err := a.resource().Prepare(t.Context(), c); err == nil && v.Vote != "no" {
+			t.Errorf("%+v: %+v", c, v)
+		}
+	}
+	if prepared(t, db) != 1 {
+		t.Error("something was prepared")
+	}
+	_ = ask[int](t, db, `SELECT count(*) FROM account`)
+}
+
+// What Open refuses, it refuses with what to do, and without the password.
+func TestOpenRefuses(t *testing.T) {
+	c := pgtest.Start(t, "max_prepared_transactions = 0")
+	secret := strings.Replace(c.DSN("postgres"), "postgres@", "postgres:s3cret@", 1)
+	for dsn, want := range map[string]string{
+		secret:                        "max_prepared_transactions",
+		"postgres://u:s3cret@[::1/db": "cannot be parsed",
+		strings.Replace(secret, "/postgres?", "/absent?", 1):      "absent",
+		strings.Replace(secret, fmt.Sprint(":", c.Port), ":1", 1): "",
+		secret + "&options=-c%20synchronous_commit%3Doff":         "synchronous_commit",
+	} {
+		_, err := Open(t.Context(), Config{Service: "a", DSN: dsn, CoordinatorURL: "http://127.0.0.1:1", BaseURL: "http://127.0.0.1:2", Logger: slog.New(slog.DiscardHandler)})
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("want %q: %v", want, err)
+		}
+	}
+	if _, err := Open(t.Context(), Config{Service: "a", DSN: secret, CoordinatorURL: "x", BaseURL: "y", Isolation: "chaos"}); err == nil {
+		t.Error("an unknown isolation was taken")
+	}
+}
+
+// More branches than the server has room for vote no.
+func TestSlotsExhausted(t *testing.T) {
+	c := pgtest.Start(t, "max_prepared_transactions = 2")
+	if err := c.SQL(t.Context(), "postgres", "CREATE TABLE account (id int PRIMARY KEY)"); err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, c.DSN("postgres"), nil)
+	ids := []string{newID(), newID()}
+	for i, id := range ids {
+		vote(t, a, prepareCall(id, op(fmt.Sprintf(`{"sql":"INSERT INTO account VALUES (%d)"}`, i))), "yes", "")
+	}
+	vote(t, a, prepareCall(newID(), op(`{"sql":"INSERT INTO account VALUES (9)"}`)), "no", "max_prepared_transactions")
+	finish(t, a, ids[0], participant.PhaseCommit, participant.OutcomeCommitted)
+	vote(t, a, prepareCall(newID(), op(`{"sql":"INSERT INTO account VALUES (10)"}`)), "yes", "")
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(op(take5)))
+	f.Add([]byte(op(`{"sql":"/* x */ -- y\nSELECT 1","args":[null,"a",1.5,true,{"a":[]}],"expect":{"rows":0}}`)))
+	f.Add([]byte(`{"statements":[{"sql":"a","args":[`))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		o, err := decode(payload)
+		if err != nil {
+			return
+		}
+		for i := range o.Statements {
+			s := &o.Statements[i]
+			for _, raw := range s.Args {
+				_, _ = argument(raw)
+			}
+			_, _ = plain(s)
+			if word := transactionControl(s.SQL); word != "" {
+				t.Errorf("%q passed with %s", s.SQL, word)
+			}
+		}
+	})
+}
