@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -55,7 +56,7 @@ func (c *agentPostgresCmd) Run(ctx context.Context, std *streams) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	agent, err := startAgent(ctx, &c.AgentPostgres, registry, log)
-	if err != nil {
+	if err != nil || agent == nil {
 		return err
 	}
 	fmt.Fprintf(std.out, "agent of %s serves at %s\n", c.Service, agent.url)
@@ -70,6 +71,11 @@ type runningAgent struct {
 	failed chan error
 }
 
+// databaseRetry is the pause between two tries to reach a database.
+const databaseRetry = time.Second
+
+// startAgent waits for a database that does not answer. The agent is nil if ctx
+// ended meanwhile.
 func startAgent(ctx context.Context, c *config.AgentPostgres, registry *prometheus.Registry, log *slog.Logger) (*runningAgent, error) {
 	dsn, err := c.ReadDSN()
 	if err != nil {
@@ -84,13 +90,27 @@ func startAgent(ctx context.Context, c *config.AgentPostgres, registry *promethe
 	if url == "" {
 		url = "http://" + l.Addr().String()
 	}
-	agent, err := postgres.Open(ctx, postgres.Config{
+	cfg := postgres.Config{
 		Service: c.Service, DSN: dsn, CoordinatorURL: c.Coordinator, BaseURL: url + "/assent",
 		Isolation: c.Isolation, MaxConns: c.MaxConnections, LockTimeout: c.LockTimeout, StatementTimeout: c.StatementTimeout,
 		RequireKeys: c.RequireKeys, Limits: participant.RegistrationLimits{MaxInFlight: c.MaxInFlight, PrepareTimeout: c.PrepareTimeout.String()},
 		SweepInterval: c.SweepInterval, OrphanAfter: c.OrphanAfter, WarnAfter: c.WarnAfter,
 		Logger: log, Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"service": c.Service}, registry),
-	})
+	}
+	agent, err := postgres.Open(ctx, cfg)
+	for ; err != nil && postgres.Unreachable(err) && ctx.Err() == nil; agent, err = postgres.Open(ctx, cfg) {
+		log.Warn("the database does not answer; it is tried again", "service", c.Service, "error", err)
+		select {
+		case <-time.After(databaseRetry):
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() != nil {
+		if agent != nil {
+			agent.Close()
+		}
+		return nil, l.Close() // told to end before it began
+	}
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -135,4 +155,40 @@ func (a *runningAgent) run(ctx context.Context) error {
 	err = errors.Join(err, a.server.Shutdown(patience))
 	a.Close()
 	return err
+}
+
+// startAgents runs the agents of the configuration in this process until ctx ends
+// or the function it returns is called, which waits for them. One that cannot start
+// or ends early is told of and leaves the coordinator alone.
+func (c *serveCmd) startAgents(ctx context.Context, self string, registry *prometheus.Registry, log *slog.Logger) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	for i := range c.Agents {
+		cfg := &c.Agents[i]
+		if cfg.Coordinator == "" {
+			cfg.Coordinator = self
+		}
+		running.Go(func() {
+			agent, err := startAgent(ctx, cfg, registry, log)
+			if err == nil && agent != nil {
+				err = agent.run(ctx)
+			}
+			if err != nil {
+				log.Error("an agent ended", "service", cfg.Service, "error", err)
+			}
+		})
+	}
+	return func() {
+		cancel()
+		running.Wait()
+	}
+}
+
+// loopback is an address of this process that it can reach itself.
+func loopback(a net.Addr) string {
+	host, port, err := net.SplitHostPort(a.String())
+	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return a.String()
 }

@@ -80,7 +80,7 @@ func (a *AgentPostgres) ReadDSN() (string, error) {
 //	  - postgres:
 //	      service: ledger
 //	      dsn-file: /etc/assent/ledger.dsn
-func agents(section *yaml.Node, coordinator string) ([]AgentPostgres, error) {
+func agents(section *yaml.Node) ([]AgentPostgres, error) {
 	if section.Kind != yaml.SequenceNode {
 		return nil, fmt.Errorf("line %d: \"agents\" is a list: begin each agent with \"- postgres:\"", section.Line)
 	}
@@ -98,21 +98,24 @@ func agents(section *yaml.Node, coordinator string) ([]AgentPostgres, error) {
 		if err != nil {
 			return nil, err
 		}
+		known := map[string]bool{}
 		for _, flag := range parser.Model.Flags { // one environment cannot mean several agents
 			flag.Envs, flag.Tag.Envs = nil, nil
-			if flag.Name == "coordinator" {
-				flag.Default, flag.HasDefault, flag.Tag.Default, flag.Tag.HasDefault = coordinator, true, coordinator, true
-			}
-			delete(lines, flag.Name)
+			known[flag.Name] = true
 		}
 		for name, line := range lines { // which of several is told does not matter
-			return nil, fmt.Errorf("line %d: %q is no setting of a postgres agent (assent agent postgres --help lists them)", line, name)
+			if !known[name] {
+				return nil, fmt.Errorf("line %d: %q is no setting of a postgres agent (assent agent postgres --help lists them)", line, name)
+			}
 		}
 		if _, err := parser.Parse(args); err != nil {
 			return nil, fmt.Errorf("line %d: %w", item.Line, err)
 		}
 		if _, err := a.ReadDSN(); err != nil {
 			return nil, fmt.Errorf("line %d: %w", item.Line, err)
+		}
+		if lines["coordinator"] == 0 {
+			a.Coordinator = "" // the one that runs it
 		}
 		list = append(list, a)
 	}

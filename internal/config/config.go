@@ -66,6 +66,9 @@ type Serve struct {
 	LogFormat string `group:"output" default:"text" enum:"text,json" help:"How to log: text or json."`
 	LogLevel  string `group:"output" default:"info" enum:"debug,info,warn,error" help:"What to log: debug, info, warn or error."`
 	Pprof     string `group:"output" placeholder:"ADDR" help:"Serve Go profiles here. They show internals: keep it on loopback."`
+
+	// Agents are run in the coordinator's process: the section "agents" of the file.
+	Agents []AgentPostgres `kong:"-"`
 }
 
 // Groups are the headings of --help.
@@ -113,6 +116,10 @@ A file holds the same names, one a line:
   http: 0.0.0.0:7070
   max-request-bytes: 2MiB
   allow-network: 10.0.0.0/8,192.168.0.0/16
+  agents:                       # databases as participants, in this process
+    - postgres:                 # the settings of: assent agent postgres --help
+        service: bank
+        dsn-file: /etc/assent/bank.dsn
 
 Flags win over the environment, the environment over the file. The API asks nobody
 who he is: keep it on loopback or in a trusted network.
@@ -138,6 +145,11 @@ func (s *Serve) BeforeResolve(ctx *kong.Context) error {
 			return err
 		}
 		ctx.AddResolver(file)
+		if file.agents != nil {
+			if s.Agents, err = agents(file.agents); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+		}
 	}
 	return nil
 }

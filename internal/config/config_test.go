@@ -80,6 +80,30 @@ func TestFileNamedByTheEnvironment(t *testing.T) {
 	}
 }
 
+func TestAgents(t *testing.T) {
+	t.Setenv("ASSENT_AGENT_DSN", "host=from-the-environment") // is for the command alone
+	dsn := filepath.Join(t.TempDir(), "dsn")
+	if err := os.WriteFile(dsn, []byte("postgres://a:b@h/d\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := parse(t, "--data", "d", "--config", write(t, "agents:\n  - postgres:\n      service: bank\n      dsn-file: "+dsn+
+		"\n      max-connections: 7\n      isolation: read committed\n      require-keys: true\n  - postgres: {service: other, dsn: host=x, coordinator: 'http://c:1'}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Agents) != 2 {
+		t.Fatalf("%+v", s.Agents)
+	}
+	one, two := &s.Agents[0], &s.Agents[1]
+	got, err := one.ReadDSN()
+	if err != nil || got != "postgres://a:b@h/d" || one.Service != "bank" || one.MaxConnections != 7 || one.Isolation != "read committed" || !one.RequireKeys || one.Coordinator != "" {
+		t.Errorf("%+v, %v", one, err)
+	}
+	if got, err := two.ReadDSN(); err != nil || got != "host=x" || two.Coordinator != "http://c:1" || two.LockTimeout != time.Second {
+		t.Errorf("%+v, %v", two, err)
+	}
+}
+
 func TestEmptyFiles(t *testing.T) {
 	for _, text := range []string{"", "# nothing\n", "---\n", "null\n"} {
 		if _, err := parse(t, "--data", "d", "--config", write(t, text)); err != nil {
@@ -134,6 +158,12 @@ func TestErrors(t *testing.T) {
 		{name: "two documents", file: "data: d\n---\ndata: e\n", want: []string{"more than one document"}},
 		{name: "not YAML", file: "data: [\n", want: []string{"assent.yaml"}},
 		{name: "too large", file: "# " + strings.Repeat("x", maxFileBytes), want: []string{"larger than"}},
+		{name: "agents no list", file: "data: d\nagents: postgres\n", want: []string{"line 2", "is a list"}},
+		{name: "agent of no kind", file: "data: d\nagents:\n  - service: bank\n", want: []string{"line 3", "- postgres:"}},
+		{name: "agent's unknown key", file: "data: d\nagents:\n  - postgres:\n      service: bank\n      dns: x\n", want: []string{"line 5", `"dns"`}},
+		{name: "agent without a database", file: "data: d\nagents:\n  - postgres:\n      service: bank\n", want: []string{"no database is named"}},
+		{name: "agent without a name", file: "data: d\nagents:\n  - postgres:\n      dsn: host=x\n", want: []string{"--service"}},
+		{name: "agent's bad value", file: "data: d\nagents:\n  - postgres:\n      service: bank\n      dsn: host=x\n      isolation: chaos\n", want: []string{"line 3", "--isolation"}},
 		{name: "no such file", args: []string{"--data", "d", "--config", "/nowhere/assent.yaml"}, want: []string{"--config", "/nowhere/assent.yaml"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -159,10 +189,14 @@ func TestErrors(t *testing.T) {
 func FuzzSettings(f *testing.F) {
 	f.Add([]byte("data: d\nmax-keys: 3\nallow-network: [a, b]\n"))
 	f.Add([]byte("a: &x 1\nb: *x\n"))
+	f.Add([]byte("agents:\n  - postgres:\n      service: bank\n      dsn: host=x\n"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		values, err := settings(raw)
+		values, section, err := settings(raw)
 		if err == nil && len(values) > len(raw) {
 			t.Fatalf("%d settings in %d bytes", len(values), len(raw))
+		}
+		if section != nil {
+			_, _ = agents(section)
 		}
 	})
 }

@@ -21,6 +21,7 @@ const maxFileBytes = 1 << 20
 type file struct {
 	path   string
 	values map[string]setting
+	agents *yaml.Node // the section of that name; nil: none
 }
 
 type setting struct {
@@ -42,7 +43,7 @@ func readFile(path string, flags []*kong.Flag) (*file, error) {
 	if len(raw) > maxFileBytes {
 		return nil, fmt.Errorf("--config: %s is larger than %d bytes: is it a configuration?", path, maxFileBytes)
 	}
-	values, err := settings(raw)
+	values, section, err := settings(raw)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -57,42 +58,48 @@ func readFile(path string, flags []*kong.Flag) (*file, error) {
 			return nil, fmt.Errorf("%s:%d: %q is not a setting; did you mean %q? (assent serve --help lists them)", path, v.line, name, nearest(name, known))
 		}
 	}
-	return &file{path: path, values: values}, nil
+	return &file{path: path, values: values, agents: section}, nil
 }
 
 // settings reads a flat YAML mapping of scalars; a list stands for a repeated flag.
-func settings(raw []byte) (map[string]setting, error) {
+// The section "agents" alone is deeper, and returned as it is.
+func settings(raw []byte) (map[string]setting, *yaml.Node, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(raw))
 	var doc yaml.Node
 	switch err := dec.Decode(&doc); {
 	case errors.Is(err, io.EOF):
-		return nil, nil
+		return nil, nil, nil
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	}
 	if err := dec.Decode(&yaml.Node{}); !errors.Is(err, io.EOF) {
-		return nil, errors.New("more than one document: keep the first")
+		return nil, nil, errors.New("more than one document: keep the first")
 	}
 	top := doc.Content[0]
 	if top.Kind == yaml.ScalarNode && top.Tag == "!!null" {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if top.Kind != yaml.MappingNode {
-		return nil, fmt.Errorf("line %d: write one setting a line, such as \"data: /var/lib/assent\"", top.Line)
+		return nil, nil, fmt.Errorf("line %d: write one setting a line, such as \"data: /var/lib/assent\"", top.Line)
 	}
 	values := map[string]setting{}
+	var section *yaml.Node
 	for i := 0; i+1 < len(top.Content); i += 2 {
 		name, node := top.Content[i], top.Content[i+1]
 		if earlier, twice := values[name.Value]; twice {
-			return nil, fmt.Errorf("line %d: %q stands in line %d already", name.Line, name.Value, earlier.line)
+			return nil, nil, fmt.Errorf("line %d: %q stands in line %d already", name.Line, name.Value, earlier.line)
+		}
+		if name.Value == "agents" && section == nil {
+			section = node
+			continue
 		}
 		text, err := scalar(name.Value, node)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		values[name.Value] = setting{text: text, line: name.Line}
 	}
-	return values, nil
+	return values, section, nil
 }
 
 func scalar(name string, node *yaml.Node) (string, error) {

@@ -273,3 +273,58 @@ func auditPostgres(ctx context.Context, t *testing.T, servers []*pgtest.Cluster,
 		}
 	}
 }
+
+// TestServeHostsAgents: databases of the configuration file take part, also one
+// that does not answer when the coordinator starts.
+func TestServeHostsAgents(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dir := t.TempDir()
+	server := pgtest.Start(t)
+	if err := server.SQL(ctx, "postgres", "CREATE DATABASE other", "CREATE TABLE t (n int)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.SQL(ctx, "other", "CREATE TABLE t (n int)"); err != nil {
+		t.Fatal(err)
+	}
+	server.Stop()
+	conf := filepath.Join(dir, "assent.yaml")
+	text := "agents:\n"
+	for name, database := range map[string]string{"one": "postgres", "two": "other"} {
+		dsn := filepath.Join(dir, name+".dsn")
+		if err := os.WriteFile(dsn, []byte(server.DSN(database)+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		text += fmt.Sprintf("  - postgres:\n      service: %s\n      dsn-file: %s\n", name, dsn)
+	}
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	proc, err := serveproc.New(build(t), filepath.Join(dir, "coordinator"), "--config", conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proc.Kill)
+	if err := proc.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	registered(ctx, t, proc, []string{"one", "two"})
+	load := &ledger.Load{Coordinator: proc.URL, Clients: 2, Transfers: 10, Wait: "completed", Operations: func(string) []any {
+		var ops []any
+		for _, name := range []string{"one", "two"} {
+			ops = append(ops, map[string]any{"service": name, "payload": map[string]any{"statements": []any{map[string]any{"sql": "INSERT INTO t VALUES (1)"}}}})
+		}
+		return ops
+	}}
+	if err := load.Run(ctx, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	for _, database := range []string{"postgres", "other"} {
+		if n, err := server.Query(ctx, database, "SELECT count(*) FROM t"); n != "10" || err != nil {
+			t.Errorf("%s: %s rows, %v, want 10", database, n, err)
+		}
+	}
+}

@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/prometheus/client_golang/prometheus"
@@ -114,21 +116,34 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		cfg: cfg, db: db, pool: pool, coord: newCoordinator(cfg.CoordinatorURL), log: cfg.Logger.With("service", cfg.Service),
 		suspect: map[string]bool{}, warned: map[string]bool{},
 	}
-	if a.metrics, err = newMetrics(cfg.Registerer, pool); err == nil {
-		a.part, err = participant.New(ctx, participant.Config{
-			Service: cfg.Service, DB: db, Dialect: participant.PostgreSQLPrepared(), Preparer: &worker{a.metrics},
-			Isolation: isolations[cfg.Isolation], LockTimeout: cfg.LockTimeout,
-			Limits: participant.Limits{MaxInFlight: cfg.Limits.MaxInFlight}, Logger: cfg.Logger,
-		})
-	}
+	a.metrics = newMetrics()
+	a.part, err = participant.New(ctx, participant.Config{
+		Service: cfg.Service, DB: db, Dialect: participant.PostgreSQLPrepared(), Preparer: &worker{a.metrics},
+		Isolation: isolations[cfg.Isolation], LockTimeout: cfg.LockTimeout,
+		Limits: participant.Limits{MaxInFlight: cfg.Limits.MaxInFlight}, Logger: cfg.Logger,
+	})
 	if err == nil {
 		err = a.warnOfSlots(ctx)
+	}
+	if err == nil {
+		err = a.metrics.register(cfg.Registerer, pool)
 	}
 	if err != nil {
 		a.Close()
 		return nil, fmt.Errorf("agent of %s: %w", cfg.Service, err)
 	}
 	return a, nil
+}
+
+// Unreachable reports whether Open failed because the database does not answer now,
+// so that it may be tried again.
+func Unreachable(err error) bool {
+	var server *pgconn.PgError
+	if errors.As(err, &server) {
+		return strings.HasPrefix(server.Code, "57P") || server.Code == "53300" // it starts, stops, or is full
+	}
+	var connect *pgconn.ConnectError
+	return errors.As(err, &connect)
 }
 
 // warnOfSlots: every branch in doubt needs one.

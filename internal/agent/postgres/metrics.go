@@ -12,14 +12,14 @@ type metrics struct {
 	fast, slow                            prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer, conns *pgxpool.Pool) (*metrics, error) {
+func newMetrics() *metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "assent_agent_" + name, Help: help})
 	}
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "assent_agent_" + name + "_total", Help: help})
 	}
-	m := &metrics{
+	return &metrics{
 		votes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "assent_agent_votes_total",
 			Help: "What became of the work of prepares: yes, read_only, no_ with its class, retried.",
@@ -33,8 +33,12 @@ func newMetrics(r prometheus.Registerer, conns *pgxpool.Pool) (*metrics, error) 
 		fast:        counter("one_trip", "Branches prepared in one round trip to the database."),
 		slow:        counter("one_trip_failed", "Branches that were tried so and then done step by step: refusals, conflicts, duplicates."),
 	}
+}
+
+// register shows the metrics, and those of the connections.
+func (m *metrics) register(r prometheus.Registerer, conns *pgxpool.Pool) error {
 	if r == nil {
-		return m, nil
+		return nil
 	}
 	pool := func(name, help string, value func(*pgxpool.Stat) float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "assent_agent_connections_" + name, Help: help}, func() float64 { return value(conns.Stat()) })
@@ -46,10 +50,10 @@ func newMetrics(r prometheus.Registerer, conns *pgxpool.Pool) (*metrics, error) 
 		pool("waits", "Waits for a free connection since the start.", func(s *pgxpool.Stat) float64 { return float64(s.EmptyAcquireCount()) }),
 	} {
 		if err := r.Register(c); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return m, nil
+	return nil
 }
 
 func (m *metrics) vote(kind string) { m.votes.WithLabelValues(kind).Inc() }
