@@ -4,6 +4,7 @@ GO       ?= go
 SEEDS    ?= 20000
 FUZZTIME ?= 60s
 ROUNDS   ?= 20
+MINUTES  ?= 10
 MUTANTS  ?=
 BENCH    ?= .
 
@@ -15,10 +16,10 @@ GOLANGCI = $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.1
 GOFILES = $(shell find . -name '*.go' -not -path './.*/*' -not -path '*/testdata/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test lint fmt fuzz sim mutants kill bench proto demo
+.PHONY: help deps build test lint fmt fuzz sim mutants kill kill-postgres bench proto demo
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make sim SEEDS=$(SEEDS)   make fuzz FUZZTIME=$(FUZZTIME)   make kill ROUNDS=$(ROUNDS)   make mutants MUTANTS='name name'"
 
@@ -62,6 +63,9 @@ mutants: ## plant every known bug (or MUTANTS), one at a time: some test must fa
 
 kill: ## ROUNDS of SIGKILL at every named point under load, with an audit after each
 	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run Kill -kill.rounds $(ROUNDS)
+
+kill-postgres: ## MINUTES of killing coordinator, servers, agents and service while money moves between two databases
+	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run KillPostgres -kill.minutes $(MINUTES)
 
 bench: ## benchmarks matching BENCH, then the coordinator as a whole; docs/PERFORMANCE.md says what to expect
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime 300ms ./...
