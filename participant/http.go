@@ -174,6 +174,7 @@ func (h *binding) call(ctx context.Context, w http.ResponseWriter, c *Call) {
 			status = http.StatusOK
 		case OutcomeUnknown:
 			status = http.StatusNotFound
+		default: // it contradicts
 		}
 		reply(w, status, outcomeBody{o})
 	}

@@ -145,7 +145,9 @@ func (a *runningAgent) run(ctx context.Context) error {
 	case err = <-ended: // refused for good, or the database is not ours
 	case err = <-a.failed:
 		cancel()
-		<-ended
+		if swept := <-ended; !errors.Is(swept, context.Canceled) {
+			err = errors.Join(err, swept)
+		}
 	}
 	patience, stop := context.WithTimeout(context.WithoutCancel(ctx), agentPatience)
 	defer stop()

@@ -88,7 +88,9 @@ func (p *Participants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/hold":
 		<-r.Context().Done() // until the caller gives up
 	case "/audit":
-		_ = json.NewEncoder(w).Encode(p.audit())
+		if err := json.NewEncoder(w).Encode(p.audit()); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
 	case "/reset":
 		p.reset()
 	default:

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,7 +29,6 @@ type postgresWorkload struct {
 	agents []*exec.Cmd
 	base   int // transfers that were there at the last reset
 	loops  int // transfers of the floor since then
-	trips  atomic.Int64
 }
 
 const benchSchema = "assent_bench"

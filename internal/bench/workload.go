@@ -2,11 +2,10 @@ package bench
 
 import (
 	"context"
+	"crypto/rand"
 	"strconv"
 	"strings"
 	"time"
-
-	"crypto/rand"
 
 	"github.com/assent-tx/assent/internal/txnid"
 )

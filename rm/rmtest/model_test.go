@@ -97,7 +97,9 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func writeAnswer(w http.ResponseWriter, a modelAnswer) {
 	w.WriteHeader(a.status)
-	_ = json.NewEncoder(w).Encode(a.body)
+	if err := json.NewEncoder(w).Encode(a.body); err != nil {
+		panic(err)
+	}
 }
 
 func (m *model) answer(c *modelCall, phase string) modelAnswer {

@@ -200,8 +200,7 @@ func encodeRow(columns []*sql.ColumnType, values []sql.NullString) json.RawMessa
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		name, _ := json.Marshal(c.Name()) // a string always can be
-		b.Write(name)
+		b.Write(quote(c.Name()))
 		b.WriteByte(':')
 		b.Write(encodeValue(c.DatabaseTypeName(), values[i]))
 	}
@@ -219,8 +218,15 @@ func encodeValue(kind string, v sql.NullString) []byte {
 			return []byte(v.String)
 		}
 	}
-	text, _ := json.Marshal(v.String)
-	return text
+	return quote(v.String)
+}
+
+func quote(text string) []byte {
+	quoted, err := json.Marshal(text)
+	if err != nil {
+		panic(err) // every string can be written
+	}
+	return quoted
 }
 
 // looksLikeQuery reports whether a statement begins as one that only reads.

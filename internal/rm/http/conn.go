@@ -147,7 +147,7 @@ func (p *pool) exchange(c *conn, req *http.Request, try *attempt) (*response, er
 		return fail(&brokenBeforeAnswerError{err})
 	}
 	for interim := 0; ; interim++ {
-		resp, err := http.ReadResponse(c.br, req)
+		resp, err := http.ReadResponse(c.br, req) //nolint:bodyclose // release or drop ends the connection's part
 		switch {
 		case err != nil:
 			return fail(err)

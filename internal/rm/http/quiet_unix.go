@@ -22,7 +22,7 @@ func quiet(c net.Conn) bool {
 	silent := false
 	err = rc.Control(func(fd uintptr) {
 		_, _, err := syscall.Recvfrom(int(fd), buf[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		silent = err == syscall.EAGAIN || err == syscall.EWOULDBLOCK //nolint:errorlint // errno as the system call gives it
+		silent = err == syscall.EAGAIN || err == syscall.EWOULDBLOCK
 	})
 	return err == nil && silent
 }

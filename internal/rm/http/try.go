@@ -126,7 +126,6 @@ func (cl *Client) ask(j *job, phase rm.Phase, target string, timeout time.Durati
 	finished2xx := (phase == rm.Commit || phase == rm.Rollback) && resp.StatusCode >= 200 && resp.StatusCode <= 299
 	switch {
 	case finished2xx: // the status line said it all
-		err = nil
 	case err != nil:
 		return rm.Result{Sent: true, Reason: printable(fmt.Sprintf("status %d, body: %s", resp.StatusCode, cl.describe(err, j, timeout)), maxReasonBytes)}
 	case n > int64(cl.cfg.MaxResponseBytes):
