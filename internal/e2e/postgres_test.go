@@ -21,7 +21,7 @@ import (
 
 var killMinutes = flag.Float64("kill.minutes", 0.25, "how long TestKillPostgres kills")
 
-const pgAccounts, pgBalance = 30, 500
+const pgAccounts, pgBalance = 30, 150
 
 // child is a process at a fixed address that can be killed and started again.
 type child struct {
