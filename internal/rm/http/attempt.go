@@ -11,8 +11,10 @@ type attempt struct {
 	deadline time.Time
 	hurried  time.Time // no deadline is later; zero: not hurried
 	why      string    // it was hurried
-	conn     *conn     // that it reads and writes now; nil: none
+	conn     deadliner // that it waits for now; nil: none
 }
+
+type deadliner interface{ SetDeadline(time.Time) error }
 
 // begin sets the deadline of the next request.
 func (a *attempt) begin(timeout time.Duration) *attempt {
@@ -31,12 +33,12 @@ func (a *attempt) until() time.Time {
 	return a.deadline
 }
 
-// take makes c the attempt's connection, with its deadline.
-func (a *attempt) take(c *conn) error {
+// take makes c what the attempt waits for, with its deadline.
+func (a *attempt) take(c deadliner) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.conn = c
-	return c.rw.SetDeadline(a.deadline)
+	return c.SetDeadline(a.deadline)
 }
 
 // leave must come before the connection can serve another attempt.
@@ -58,7 +60,7 @@ func (a *attempt) hurry(why string) {
 	if a.hurried.Before(a.deadline) {
 		a.deadline = a.hurried
 		if a.conn != nil {
-			_ = a.conn.rw.SetDeadline(a.deadline) // fails only on a closed connection
+			_ = a.conn.SetDeadline(a.deadline) // fails only on a closed connection
 		}
 	}
 }

@@ -127,7 +127,7 @@ func (p *pool) exchange(c *conn, req *http.Request, try *attempt) (*response, er
 		p.drop(c)
 		return nil, err
 	}
-	if err := try.take(c); err != nil {
+	if err := try.take(c.rw); err != nil {
 		return fail(&brokenBeforeAnswerError{err})
 	}
 	writeErr := req.Write(c.bw)

@@ -100,20 +100,6 @@ func (cl *Client) ask(j *job, phase rm.Phase, target string, timeout time.Durati
 	open := func() io.ReadCloser { return io.NopCloser(bytes.NewReader(encoded)) }
 	req := newRequest(u, c, phase, len(encoded))
 	req.Body = open()
-	resp, err := cl.pool.roundTrip(cl.ctx, j.try.begin(timeout), req, open)
-	if err != nil {
-		return rm.Result{Sent: !neverConnected(err), Reason: cl.describe(err, j, timeout)}
-	}
-	whole := false
-	defer func() {
-		j.try.leave()
-		if whole {
-			resp.release()
-		} else {
-			resp.drop()
-		}
-	}()
-
 	buf := answerBuffers.Get().(*bytes.Buffer)
 	defer func() {
 		if buf.Cap() <= maxPooledBytes {
@@ -121,19 +107,45 @@ func (cl *Client) ask(j *job, phase rm.Phase, target string, timeout time.Durati
 			answerBuffers.Put(buf)
 		}
 	}()
-	n, err := io.Copy(buf, io.LimitReader(resp.Body, int64(cl.cfg.MaxResponseBytes)+1))
-	whole = err == nil && n <= int64(cl.cfg.MaxResponseBytes)
-	finished2xx := (phase == rm.Commit || phase == rm.Rollback) && resp.StatusCode >= 200 && resp.StatusCode <= 299
-	switch {
-	case finished2xx: // the status line said it all
-	case err != nil:
-		return rm.Result{Sent: true, Reason: printable(fmt.Sprintf("status %d, body: %s", resp.StatusCode, cl.describe(err, j, timeout)), maxReasonBytes)}
-	case n > int64(cl.cfg.MaxResponseBytes):
-		return rm.Result{Sent: true, Reason: fmt.Sprintf("status %d, answer over the limit of %d bytes", resp.StatusCode, cl.cfg.MaxResponseBytes)}
+	attempt := j.try.begin(timeout)
+	var status int
+	var cut error // the status line came, the body did not
+	if h := cl.handler(u.Host); h != nil {
+		status, err = cl.answerHere(h, attempt, req, buf)
+	} else {
+		status, cut, err = cl.answerOver(attempt, req, open, buf)
 	}
-	r := decode(resp.StatusCode, buf.Bytes())
+	finished2xx := (phase == rm.Commit || phase == rm.Rollback) && status >= 200 && status <= 299
+	switch {
+	case err != nil:
+		return rm.Result{Sent: !neverConnected(err), Reason: cl.describe(err, j, timeout)}
+	case finished2xx: // the status line said it all
+	case cut != nil:
+		return rm.Result{Sent: true, Reason: printable(fmt.Sprintf("status %d, body: %s", status, cl.describe(cut, j, timeout)), maxReasonBytes)}
+	case buf.Len() > cl.cfg.MaxResponseBytes:
+		return rm.Result{Sent: true, Reason: fmt.Sprintf("status %d, answer over the limit of %d bytes", status, cl.cfg.MaxResponseBytes)}
+	}
+	r := decode(status, buf.Bytes())
 	r.Sent = true
 	return r
+}
+
+// answerOver asks over a connection. The body is in buf as far as it came, at most
+// one byte over the limit; cut says why it is not whole.
+func (cl *Client) answerOver(a *attempt, req *http.Request, open func() io.ReadCloser, buf *bytes.Buffer) (status int, cut, err error) {
+	resp, err := cl.pool.roundTrip(cl.ctx, a, req, open)
+	if err != nil {
+		return 0, nil, err
+	}
+	limit := int64(cl.cfg.MaxResponseBytes)
+	n, cut := io.Copy(buf, io.LimitReader(resp.Body, limit+1))
+	a.leave() // before the connection can serve another
+	if cut == nil && n <= limit {
+		resp.release()
+	} else {
+		resp.drop()
+	}
+	return resp.StatusCode, cut, nil
 }
 
 var (
