@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os/signal"
 	"sync"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/assent-tx/assent/internal/agent/postgres"
 	"github.com/assent-tx/assent/internal/config"
+	rmhttp "github.com/assent-tx/assent/internal/rm/http"
 	"github.com/assent-tx/assent/participant"
 )
 
@@ -67,6 +69,7 @@ func (c *agentPostgresCmd) Run(ctx context.Context, std *streams) error {
 type runningAgent struct {
 	*postgres.Agent
 	url    string
+	host   string // of url, with its port
 	server *http.Server
 	failed chan error
 }
@@ -86,12 +89,16 @@ func startAgent(ctx context.Context, c *config.AgentPostgres, registry *promethe
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on --listen %s: %w", c.Listen, err)
 	}
-	url := c.Advertise
-	if url == "" {
-		url = "http://" + l.Addr().String()
+	base := c.Advertise
+	if base == "" {
+		base = "http://" + l.Addr().String()
+	}
+	reached, err := url.Parse(base)
+	if err != nil || reached.Host == "" {
+		return nil, &exitError{exitUsage, errors.Join(fmt.Errorf("--advertise %q is not a URL with a host", base), l.Close())}
 	}
 	cfg := postgres.Config{
-		Service: c.Service, DSN: dsn, CoordinatorURL: c.Coordinator, BaseURL: url + "/assent",
+		Service: c.Service, DSN: dsn, CoordinatorURL: c.Coordinator, BaseURL: base + "/assent",
 		Isolation: c.Isolation, MaxConns: c.MaxConnections, LockTimeout: c.LockTimeout, StatementTimeout: c.StatementTimeout,
 		RequireKeys: c.RequireKeys, Limits: participant.RegistrationLimits{MaxInFlight: c.MaxInFlight, PrepareTimeout: c.PrepareTimeout.String()},
 		SweepInterval: c.SweepInterval, OrphanAfter: c.OrphanAfter, WarnAfter: c.WarnAfter,
@@ -119,7 +126,7 @@ func startAgent(ctx context.Context, c *config.AgentPostgres, registry *promethe
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 5 * time.Second}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
 	a := &runningAgent{
-		Agent: agent, url: url, failed: make(chan error, 1),
+		Agent: agent, url: base, host: reached.Host, failed: make(chan error, 1),
 		server: &http.Server{
 			Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
@@ -160,9 +167,10 @@ func (a *runningAgent) run(ctx context.Context) error {
 }
 
 // startAgents runs the agents of the configuration in this process until ctx ends
-// or the function it returns is called, which waits for them. One that cannot start
-// or ends early is told of and leaves the coordinator alone.
-func (c *serveCmd) startAgents(ctx context.Context, self string, registry *prometheus.Registry, log *slog.Logger) (stop func()) {
+// or the function it returns is called, which waits for them. This process's own
+// calls reach them without a connection; other nodes use their listeners. One that
+// cannot start or ends early is told of and leaves the coordinator alone.
+func (c *serveCmd) startAgents(ctx context.Context, self string, caller *rmhttp.Client, registry *prometheus.Registry, log *slog.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	for i := range c.Agents {
@@ -173,7 +181,9 @@ func (c *serveCmd) startAgents(ctx context.Context, self string, registry *prome
 		running.Go(func() {
 			agent, err := startAgent(ctx, cfg, registry, log)
 			if err == nil && agent != nil {
+				caller.Serve(agent.host, agent.server.Handler)
 				err = agent.run(ctx)
+				caller.Serve(agent.host, nil)
 			}
 			if err != nil {
 				log.Error("an agent ended", "service", cfg.Service, "error", err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,20 +14,21 @@ import (
 
 // benchCmd is `assent bench`.
 type benchCmd struct {
-	Concurrency int           `default:"64" help:"Clients that each wait for their answer."`
-	Branches    int           `default:"2" help:"Participants in a transaction."`
-	Keys        int           `default:"1" help:"Locks that each operation declares; 0: it takes its whole service."`
-	Payload     int           `default:"64" help:"Bytes of each operation's payload."`
-	Services    int           `help:"Services to register besides, which take part in nothing."`
-	Open        int           `help:"Transactions to keep open besides, waiting for a lock."`
-	Rounds      int           `default:"5" help:"Rounds of transactions and floor in turns; medians are reported."`
-	Duration    time.Duration `default:"20s" help:"Time for the transactions of all rounds together; the floor takes about as long again."`
-	Warmup      time.Duration `default:"2s" help:"Time before the first round, not counted."`
-	Suite       bool          `help:"Measure everything that docs/PERFORMANCE.md promises, in about three minutes. Of the settings above, none applies."`
-	DSN         []string      `name:"dsn" placeholder:"DSN" help:"PostgreSQL databases to move money between, one for each participant, each behind an agent; the floor is then a loop that does the same by hand. The schema assent_bench is made there anew. Repeatable."`
-	URL         string        `help:"Aim at a running coordinator instead of starting one. It must reach this machine's loopback addresses."`
-	Dir         string        `type:"path" help:"Where the data goes; the disk that it is on is measured. Default: a temporary directory."`
-	Output      string        `enum:"text,json" default:"text" help:"text or json."`
+	Concurrency  int           `default:"64" help:"Clients that each wait for their answer."`
+	Branches     int           `default:"2" help:"Participants in a transaction."`
+	Keys         int           `default:"1" help:"Locks that each operation declares; 0: it takes its whole service."`
+	Payload      int           `default:"64" help:"Bytes of each operation's payload."`
+	Services     int           `help:"Services to register besides, which take part in nothing."`
+	Open         int           `help:"Transactions to keep open besides, waiting for a lock."`
+	Rounds       int           `default:"5" help:"Rounds of transactions and floor in turns; medians are reported."`
+	Duration     time.Duration `default:"20s" help:"Time for the transactions of all rounds together; the floor takes about as long again."`
+	Warmup       time.Duration `default:"2s" help:"Time before the first round, not counted."`
+	Suite        bool          `help:"Measure everything that docs/PERFORMANCE.md promises, in about three minutes. Of the settings above, none applies."`
+	Participants string        `enum:"http,postgres,postgres-agents" default:"http" help:"Who takes part: http (services that answer at once), postgres (databases behind agents in the coordinator's process) or postgres-agents (each agent in a process of its own). With databases the floor is a loop that does the same by hand."`
+	DSN          []string      `name:"dsn" placeholder:"DSN" help:"A PostgreSQL database to move money between, once for each participant. The schema assent_bench is made there anew."`
+	URL          string        `help:"Aim at a running coordinator instead of starting one. It must reach this machine's loopback addresses."`
+	Dir          string        `type:"path" help:"Where the data goes; the disk that it is on is measured. Default: a temporary directory."`
+	Output       string        `enum:"text,json" default:"text" help:"text or json."`
 }
 
 // Help is shown by --help.
@@ -62,9 +64,16 @@ func (c *benchCmd) Run() error {
 		suite.Print(os.Stdout)
 		return nil
 	}
+	switch {
+	case c.Participants == "http" && len(c.DSN) > 0:
+		c.Participants = "postgres"
+	case c.Participants != "http" && len(c.DSN) == 0:
+		return &exitError{exitUsage, errors.New("--participants " + c.Participants + " needs databases: give --dsn once for each participant")}
+	}
 	report, err := bench.Run(ctx, bench.Config{
 		Binary: self, Dir: c.Dir, URL: c.URL, Concurrency: max(c.Concurrency, 1), Branches: max(c.Branches, 1), Keys: max(c.Keys, 0),
 		Payload: max(c.Payload, 0), Services: max(c.Services, 0), Open: max(c.Open, 0), Rounds: max(c.Rounds, 1), Duration: c.Duration, Warmup: c.Warmup, DSNs: c.DSN,
+		Apart: c.Participants == "postgres-agents",
 	}, os.Stderr)
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ type runningNode struct {
 	cfg     *config.Serve
 	metrics *node.Metrics
 	logger  *slog.Logger
+	caller  *rmhttp.Client
 	log     *replog.Log
 	once    sync.Once
 	closed  error
@@ -40,7 +41,7 @@ func newNode(c *config.Serve, registry prometheus.Registerer, logger *slog.Logge
 			DefaultMaxInFlight: c.MaxInFlight, DefaultPrepareTimeout: c.PrepareTimeout, DefaultFinishTimeout: c.FinishTimeout,
 			Logger: logger,
 		}, caller, metrics),
-		cfg: c, metrics: metrics, logger: logger,
+		cfg: c, metrics: metrics, logger: logger, caller: caller,
 	}
 }
 

@@ -64,7 +64,7 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 	}
 	log.Info("serving", "http", listeners.http.Addr().String(), "grpc", addressOf(listeners.grpc), "data", c.Data, "node", c.Node, "version", version())
 	c.warnIfOpen(log)
-	defer c.startAgents(ctx, "http://"+loopback(listeners.http.Addr()), registry, log)()
+	defer c.startAgents(ctx, "http://"+loopback(listeners.http.Addr()), node.caller, registry, log)()
 
 	select {
 	case <-ctx.Done():

@@ -41,6 +41,7 @@ type Config struct {
 	ServeFlags  []string      // further flags of the coordinator that is started
 	NoFloor     bool          // do not measure the floor
 	DSNs        []string      // PostgreSQL databases to be the participants, by agents; empty: HTTP services that answer at once
+	Apart       bool          // each agent in a process of its own, not in the coordinator's
 }
 
 // Report is what a run found. Rates are per second, times in milliseconds.
@@ -98,8 +99,18 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 	}
 	b := &run{cfg: cfg, coord: &coordinator{url: cfg.URL}, dir: dir, http: newClient(cfg.Concurrency)}
 	defer b.http.CloseIdleConnections()
+	if len(cfg.DSNs) > 0 {
+		b.work = &postgresWorkload{cfg: cfg}
+	} else {
+		b.work = &httpWorkload{cfg: cfg}
+	}
+	defer b.work.stop()
+	flags, err := b.work.before(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
 	if cfg.URL == "" {
-		proc, err := serveproc.New(cfg.Binary, filepath.Join(dir, "coordinator"), cfg.ServeFlags...)
+		proc, err := serveproc.New(cfg.Binary, filepath.Join(dir, "coordinator"), append(flags, cfg.ServeFlags...)...)
 		if err != nil {
 			return nil, err
 		}
@@ -109,12 +120,6 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 		defer proc.Kill()
 		b.coord.url, b.coord.pid = proc.URL, proc.Pid()
 	}
-	if len(cfg.DSNs) > 0 {
-		b.work = &postgresWorkload{cfg: cfg}
-	} else {
-		b.work = &httpWorkload{cfg: cfg}
-	}
-	defer b.work.stop()
 	if err := b.work.start(ctx, b); err != nil {
 		return nil, err
 	}

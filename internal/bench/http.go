@@ -18,6 +18,8 @@ type httpWorkload struct {
 	log   *floorLog
 }
 
+func (w *httpWorkload) before(context.Context, string) ([]string, error) { return nil, nil }
+
 func (w *httpWorkload) start(ctx context.Context, b *run) (err error) {
 	if w.parts, err = startParticipants(ctx, w.cfg.Binary); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,8 +20,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// postgresWorkload moves money between databases, each behind an agent in a process
-// of its own. Its floor is a loop that does the same by hand: the same statements
+// postgresWorkload moves money between databases, each behind an agent in the
+// coordinator's process or one of its own. Its floor is a loop that does the same by hand: the same statements
 // and PREPARE TRANSACTION in one round trip on all databases in parallel, then
 // COMMIT PREPARED on all in parallel; with no coordinator, and nothing remembered.
 type postgresWorkload struct {
@@ -41,20 +42,19 @@ const (
 	insertTransfer = `INSERT INTO assent_bench_transfer (id) VALUES ($1)`
 )
 
-func (w *postgresWorkload) start(ctx context.Context, b *run) error {
+func (w *postgresWorkload) before(ctx context.Context, dir string) ([]string, error) {
 	if len(w.cfg.DSNs) != w.cfg.Branches {
-		return fmt.Errorf("%d databases for %d participants: give --dsn once for each", len(w.cfg.DSNs), w.cfg.Branches)
+		return nil, fmt.Errorf("%d databases for %d participants: give --dsn once for each", len(w.cfg.DSNs), w.cfg.Branches)
 	}
 	for i, dsn := range w.cfg.DSNs {
-		dsn = inSchema(dsn)
-		cfg, err := pgxpool.ParseConfig(dsn)
+		cfg, err := pgxpool.ParseConfig(inSchema(dsn))
 		if err != nil {
-			return fmt.Errorf("the DSN of database %d is not one", i+1) // pgx's error may hold the password
+			return nil, fmt.Errorf("the DSN of database %d is not one", i+1) // pgx's error may hold the password
 		}
 		cfg.MaxConns = int32(min(w.cfg.Concurrency+2, 80))
 		pool, err := pgxpool.NewWithConfig(ctx, cfg)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		w.pools = append(w.pools, pool)
 		for _, sql := range []string{
@@ -66,12 +66,41 @@ func (w *postgresWorkload) start(ctx context.Context, b *run) error {
 			`ANALYZE assent_bench_account`,
 		} {
 			if _, err := pool.Exec(ctx, sql); err != nil {
-				return fmt.Errorf("database %d: %w", i+1, err)
+				return nil, fmt.Errorf("database %d: %w", i+1, err)
 			}
 		}
+	}
+	if w.apart() {
+		return nil, nil
+	}
+	return w.hosted(dir)
+}
+
+// apart: a coordinator that runs already hosts no agents of ours.
+func (w *postgresWorkload) apart() bool { return w.cfg.Apart || w.cfg.URL != "" }
+
+func (w *postgresWorkload) connections() string { return strconv.Itoa(min(w.cfg.Concurrency+4, 80)) }
+
+// hosted writes the coordinator's configuration with an agent for each database.
+func (w *postgresWorkload) hosted(dir string) ([]string, error) {
+	var s strings.Builder
+	s.WriteString("agents:\n")
+	for i, dsn := range w.cfg.DSNs {
+		fmt.Fprintf(&s, "  - postgres:\n      service: %s\n      dsn: %q\n      isolation: read committed\n      max-connections: %s\n",
+			service(i), inSchema(dsn), w.connections())
+	}
+	file := filepath.Join(dir, "agents.yaml")
+	return []string{"--config", file}, os.WriteFile(file, []byte(s.String()), 0o600) // it may hold passwords
+}
+
+func (w *postgresWorkload) start(ctx context.Context, b *run) error {
+	for i, dsn := range w.cfg.DSNs {
+		if !w.apart() {
+			break
+		}
 		agent := exec.Command(w.cfg.Binary, "agent", "postgres", "--service", service(i), "--listen", "127.0.0.1:0",
-			"--coordinator", b.coord.url, "--isolation", "read committed", "--max-connections", strconv.Itoa(min(w.cfg.Concurrency+4, 80)), "--log-level", "warn")
-		agent.Env = append(os.Environ(), "ASSENT_AGENT_DSN="+dsn)
+			"--coordinator", b.coord.url, "--isolation", "read committed", "--max-connections", w.connections(), "--log-level", "warn")
+		agent.Env = append(os.Environ(), "ASSENT_AGENT_DSN="+inSchema(dsn))
 		agent.Stderr = os.Stderr
 		if err := agent.Start(); err != nil {
 			return err

@@ -12,6 +12,9 @@ import (
 
 // workload is what the transactions do, and to whom.
 type workload interface {
+	// before readies what must be there before the coordinator starts, and returns
+	// further flags for it.
+	before(ctx context.Context, dir string) (serveFlags []string, err error)
 	// start makes the participants ready; they are registered when it returns.
 	start(ctx context.Context, b *run) error
 	// operation appends the payload of the branch at a service, as JSON, and the
