@@ -213,11 +213,7 @@ func (n *native) finishOnce(ctx context.Context, c *Call) (Outcome, error) {
 
 // end ends a prepared transaction, and reports false if there is none (any more).
 func (n *native) end(ctx context.Context, phase Phase, gid string) (bool, error) {
-	statement := "COMMIT PREPARED '"
-	if phase == PhaseRollback {
-		statement = "ROLLBACK PREPARED '"
-	}
-	_, err := n.p.cfg.DB.ExecContext(ctx, statement+gid+"'")
+	_, err := n.p.cfg.DB.ExecContext(ctx, endStatement(phase, gid))
 	switch {
 	case err == nil:
 		return true, nil
@@ -225,6 +221,13 @@ func (n *native) end(ctx context.Context, phase Phase, gid string) (bool, error)
 		return false, nil
 	}
 	return false, fmt.Errorf("%s prepared transaction: %w", phase, err)
+}
+
+func endStatement(phase Phase, gid string) string {
+	if phase == PhaseRollback {
+		return "ROLLBACK PREPARED '" + gid + "'"
+	}
+	return "COMMIT PREPARED '" + gid + "'"
 }
 
 // find returns the gid of the branch's prepared transaction, "" if there is none.

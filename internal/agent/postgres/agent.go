@@ -105,6 +105,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		conn.RuntimeParams["application_name"] = "assent agent " + cfg.Service
 	}
 	conn.RuntimeParams["statement_timeout"] = strconv.FormatInt(cfg.StatementTimeout.Milliseconds(), 10)
+	conn.RuntimeParams["lock_timeout"] = strconv.FormatInt(cfg.LockTimeout.Milliseconds(), 10)
 	conf.MaxConns = int32(min(cfg.MaxConns, 10_000))
 	conf.MaxConnIdleTime = 5 * time.Minute
 	pool, err := pgxpool.NewWithConfig(ctx, conf)

@@ -44,7 +44,7 @@ func TestAgent(t *testing.T) {
 	b := &bed{Cluster: pgtest.Start(t)}
 	for name, test := range map[string]func(*testing.T, *bed){
 		"conforms": conforms, "statements": statements, "refusals are durable": refusalsAreDurable, "expectations": expectations,
-		"results": results, "read only": readOnly, "one trip": oneTrip, "duplicates": duplicates, "wrong digest after a restart": wrongDigest,
+		"results": results, "read only": readOnly, "one trip": oneTrip, "forgotten behind the script": forgottenBehindScript, "duplicates": duplicates, "too few arguments": tooFewArguments, "wrong digest after a restart": wrongDigest,
 		"serialization": serialization40001, "locks": locks, "sweep": sweeps, "foreign transactions": foreign, "ended by hand": endedByHand,
 		"lost connections": lostConnections, "crashes": crashes, "registration": keepsRegistered, "names": hostileIDs,
 	} {
@@ -355,6 +355,63 @@ func oneTrip(t *testing.T, b *bed) {
 	}
 	if n := ask[int](t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'`); n != 0 {
 		t.Errorf("%d sessions are left in a transaction", n)
+	}
+}
+
+// A late prepare waits for the row of a tombstone, which goes meanwhile because its
+// transaction is forgotten. The guard behind it must see that, at every level.
+func forgottenBehindScript(t *testing.T, b *bed) {
+	for level := range isolations {
+		dsn := b.database(t)
+		db := open(t, dsn)
+		a := start(t, dsn, func(c *Config) { c.Isolation, c.LockTimeout = level, 20*time.Second })
+		vote(t, a, prepareCall(newID(), op(`{"sql":"UPDATE account SET note = 'bound' WHERE id = 10"}`)), "yes", "")
+		id := newID()
+		lock, err := db.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := lock.Exec(`INSERT INTO assent_outcome (txn, branch, state, digest, op_count, one_phase, token, term, home, updated_ms)
+			VALUES ($1, 1, 'rolled_back', '', 1, false, '', 1, 0, 0)`, id); err != nil {
+			t.Fatal(err)
+		}
+		script, ok := a.part.Script(prepareCall(id, op(take5)))
+		if !ok {
+			t.Fatal("no script")
+		}
+		work, ok := plainWork(prepareCall(id, op(take5)), &script)
+		if !ok {
+			t.Fatal("not plain")
+		}
+		done := make(chan bool, 1)
+		go func() {
+			done <- (&resource{a.part, a.pool, a.metrics}).inOneTrip(context.WithoutCancel(t.Context()), &script, work)
+		}()
+		eventually(t, func() error {
+			if ask[int](t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) != 1 {
+				return errors.New("nobody waits for the row")
+			}
+			return nil
+		})
+		do(t, db, `INSERT INTO assent_watermark (shards, shard, forgotten) VALUES (1, 0, 'ff'), (0, 0, '')
+			ON CONFLICT (shards, shard) DO UPDATE SET forgotten = excluded.forgotten`)
+		if err := lock.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		if <-done || ask[int](t, db, `SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database() AND gid LIKE '%' || $1 || '%'`, id) != 0 {
+			t.Errorf("%q: a forgotten transaction was prepared", level)
+		}
+		vote(t, a, prepareCall(id, op(take5)), "no", "ended")
+	}
+}
+
+// A statement that names more parameters than it has arguments must not find those
+// of the guard.
+func tooFewArguments(t *testing.T, b *bed) {
+	a := start(t, b.database(t), nil)
+	vote(t, a, prepareCall(newID(), op(take5)), "yes", "")
+	for _, sql := range []string{`{"sql":"UPDATE account SET note = $2 WHERE id = $1","args":[7]}`, `{"sql":"UPDATE account SET note = $3::text WHERE id = 8","expect":{"rows":1}}`} {
+		vote(t, a, prepareCall(newID(), op(sql)), "no", "")
 	}
 }
 
@@ -888,7 +945,8 @@ func FuzzDecode(f *testing.F) {
 			for _, raw := range s.Args {
 				_, _ = argument(raw)
 			}
-			_, _ = plain(s)
+			_, _ = plain(s, nil)
+			_, _ = plain(s, &participant.Script{})
 			if word := transactionControl(s.SQL); word != "" {
 				t.Errorf("%q passed with %s", s.SQL, word)
 			}

@@ -26,8 +26,8 @@ var _ participant.Resource = (*resource)(nil)
 
 // Prepare implements participant.Resource.
 func (r *resource) Prepare(ctx context.Context, c *participant.Call) (participant.Vote, error) {
-	if work, ok := plainWork(c); ok {
-		if script, ok := r.Script(c); ok {
+	if script, ok := r.Script(c); ok {
+		if work, ok := plainWork(c, &script); ok {
 			if r.inOneTrip(ctx, &script, work) {
 				r.Prepared(c)
 				r.metrics.vote("yes")
@@ -40,27 +40,54 @@ func (r *resource) Prepare(ctx context.Context, c *participant.Call) (participan
 	return r.Participant.Prepare(ctx, c)
 }
 
+// Finish implements participant.Resource.
+func (r *resource) Finish(ctx context.Context, c *participant.Call) (participant.Outcome, error) {
+	if sql, ok := r.CommitScript(c); ok && r.commit(ctx, sql) {
+		return participant.OutcomeCommitted, nil
+	}
+	return r.Participant.Finish(ctx, c)
+}
+
+func (r *resource) commit(ctx context.Context, sql string) bool {
+	conn, err := r.pool.Acquire(ctx)
+	if err != nil {
+		return false
+	}
+	defer conn.Release()
+	return conn.Conn().PgConn().Exec(ctx, sql).Close() == nil
+}
+
 // plainWork returns the statements of a call if they are all of the kind that the
-// fast road takes: nothing returned, and expectations that the server can check.
-func plainWork(c *participant.Call) ([]participant.Statement, bool) {
-	var work []participant.Statement
+// fast road takes - nothing returned, and expectations that the server can check -
+// with the script's guard in the last of them.
+func plainWork(c *participant.Call, script *participant.Script) ([]participant.Statement, bool) {
+	var statements []statement
 	for _, payload := range c.Operations {
 		op, err := decode(payload)
 		if err != nil {
 			return nil, false
 		}
-		for i := range op.Statements {
-			s, ok := plain(&op.Statements[i])
-			if !ok {
-				return nil, false
-			}
-			work = append(work, s)
-		}
+		statements = append(statements, op.Statements...)
 	}
-	return work, true
+	work := make([]participant.Statement, 0, len(statements))
+	for i := range statements {
+		var guard *participant.Script
+		if i == len(statements)-1 {
+			guard = script
+		}
+		s, ok := plain(&statements[i], guard)
+		if !ok {
+			return nil, false
+		}
+		work = append(work, s)
+	}
+	return work, len(work) > 0
 }
 
-func plain(s *statement) (participant.Statement, bool) {
+// plain is the statement as the fast road sends it. What must hold, the expectation
+// and the script's guard, must hold before the transaction is prepared: afterwards a
+// crash would leave a prepared branch that nobody has vouched for.
+func plain(s *statement, script *participant.Script) (participant.Statement, bool) {
 	out := participant.Statement{SQL: s.SQL}
 	switch firstWord(s.SQL) {
 	case "INSERT", "UPDATE", "DELETE":
@@ -82,13 +109,49 @@ func plain(s *statement) (participant.Statement, bool) {
 			out.Params = append(out.Params, []byte(text))
 		}
 	}
-	if s.Expect != nil {
-		// The expectation must hold before the transaction is prepared: afterwards a
-		// crash would leave a prepared branch that nobody has vouched for.
-		out.SQL = "WITH assent_work AS (" + strings.TrimRight(s.SQL, "; \t\r\n") + "\nRETURNING 1) SELECT 1 / (count(*) = " +
-			strconv.FormatInt(*s.Expect.Rows, 10) + ")::int FROM assent_work"
+	if s.Expect == nil && script == nil {
+		return out, true
 	}
+	if script != nil && names(s.SQL, len(s.Args)) {
+		return out, false // a mistake, which must not find a parameter of the guard
+	}
+	with, holds, from := "assent_work AS ("+strings.TrimRight(s.SQL, "; \t\r\n"), "", ""
+	if s.Expect != nil {
+		with += "\nRETURNING 1"
+		holds, from = "count(*) = "+strconv.FormatInt(*s.Expect.Rows, 10), " FROM assent_work"
+	}
+	with += "\n)"
+	if script != nil {
+		guard, probe, params := script.Guard(len(s.Args))
+		out.Params = append(out.Params, params...)
+		if holds != "" {
+			holds += " AND "
+		}
+		holds += guard
+		if probe != "" {
+			with += ", " + probe
+		}
+	}
+	out.SQL = "WITH " + with + " SELECT 1 / (" + holds + ")::int" + from
 	return out, true
+}
+
+// names reports whether the text may name a parameter behind the first n.
+func names(sql string, n int) bool {
+	for {
+		_, rest, found := strings.Cut(sql, "$")
+		if !found {
+			return false
+		}
+		digits := 0
+		for digits < len(rest) && rest[digits] >= '0' && rest[digits] <= '9' {
+			digits++
+		}
+		if number, err := strconv.Atoi(rest[:digits]); digits > 0 && (err != nil || number > n) {
+			return true
+		}
+		sql = rest
+	}
 }
 
 // maxSessionStatements are kept prepared in one session of the database.
@@ -102,8 +165,8 @@ func (r *resource) inOneTrip(ctx context.Context, s *participant.Script, work []
 	}
 	defer conn.Release()
 	pg := conn.Conn().PgConn()
-	names := make([]string, 0, len(work)+2)
-	all := append([]participant.Statement{s.Insert, s.Guard}, work...)
+	names := make([]string, 0, len(work)+1)
+	all := append([]participant.Statement{s.Insert}, work...)
 	for i := range all {
 		name, err := inSession(ctx, pg, all[i].SQL)
 		if err != nil {
