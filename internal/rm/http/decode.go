@@ -37,26 +37,14 @@ func decodePrepare(status int, body []byte, mayReadOnly bool, maxResults int) rm
 	case a.vote == nil:
 		return indefinite("answer to prepare has no vote", body)
 	}
-	var r rm.Result
-	switch *a.vote {
-	case "no":
-		reason := "the participant gave no reason"
-		if a.reason != nil {
-			reason = printable(*a.reason, maxReasonBytes)
-		}
-		return rm.Result{Kind: rm.No, Reason: reason}
-	case "yes":
-		r.Kind = rm.Yes
-	case "read_only":
-		if !mayReadOnly {
-			return rm.Result{Kind: rm.No, Reason: "protocol: voted read_only, but the service is not registered with the capability read_only"}
-		}
-		r.Kind = rm.ReadOnly
-	default:
+	r, known := voted(*a.vote, a.reason, mayReadOnly)
+	switch {
+	case !known:
 		return indefinite("answer to prepare has an unknown vote", body)
-	}
-	if len(a.results) > maxResults {
-		return rm.Result{Kind: rm.Indefinite, Reason: fmt.Sprintf("answer to prepare has %d results, more than the limit of %d", len(a.results), maxResults)}
+	case r.Kind == rm.No:
+		return r
+	case len(a.results) > maxResults:
+		return tooManyResults(len(a.results), maxResults)
 	}
 	for _, raw := range a.results {
 		var compact bytes.Buffer
@@ -66,6 +54,27 @@ func decodePrepare(status int, body []byte, mayReadOnly bool, maxResults int) rm
 		r.Results = append(r.Results, compact.Bytes())
 	}
 	return r
+}
+
+// voted is what a vote means; a nil reason was not given.
+func voted(vote string, reason *string, mayReadOnly bool) (r rm.Result, known bool) {
+	switch {
+	case vote == "no" && reason == nil:
+		return rm.Result{Kind: rm.No, Reason: "the participant gave no reason"}, true
+	case vote == "no":
+		return rm.Result{Kind: rm.No, Reason: printable(*reason, maxReasonBytes)}, true
+	case vote == "yes":
+		return rm.Result{Kind: rm.Yes}, true
+	case vote == "read_only" && mayReadOnly:
+		return rm.Result{Kind: rm.ReadOnly}, true
+	case vote == "read_only":
+		return rm.Result{Kind: rm.No, Reason: "protocol: voted read_only, but the service is not registered with the capability read_only"}, true
+	}
+	return rm.Result{}, false
+}
+
+func tooManyResults(n, limit int) rm.Result {
+	return rm.Result{Kind: rm.Indefinite, Reason: fmt.Sprintf("answer to prepare has %d results, more than the limit of %d", n, limit)}
 }
 
 // decodeFinish is what an answer to commit or rollback means.
@@ -80,14 +89,20 @@ func decodeFinish(phase rm.Phase, status int, body []byte) rm.Result {
 	if err != nil {
 		return indefinite(fmt.Sprintf("status %d without an outcome (%v)", status, err), body)
 	}
+	if outcome == rm.OutcomePrepared {
+		return indefinite("still prepared", body) // neither done nor a contradiction
+	}
+	return finished(phase, outcome)
+}
+
+// finished is what an outcome other than prepared means as the answer to commit or
+// rollback.
+func finished(phase rm.Phase, outcome rm.Outcome) rm.Result {
 	agrees := outcome == rm.OutcomeCommitted
 	if phase == rm.Rollback {
 		agrees = outcome == rm.OutcomeRolledBack || outcome == rm.OutcomeUnknown
 	}
-	switch {
-	case outcome == rm.OutcomePrepared:
-		return indefinite("still prepared", body) // neither done nor a contradiction
-	case agrees:
+	if agrees {
 		return rm.Result{Kind: rm.Done}
 	}
 	return rm.Result{Kind: rm.Contradicts, Outcome: outcome}
