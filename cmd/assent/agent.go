@@ -20,6 +20,7 @@ import (
 	"github.com/assent-tx/assent/internal/agent/postgres"
 	"github.com/assent-tx/assent/internal/config"
 	rmhttp "github.com/assent-tx/assent/internal/rm/http"
+	"github.com/assent-tx/assent/internal/rm/local"
 	"github.com/assent-tx/assent/participant"
 )
 
@@ -181,7 +182,7 @@ func (c *serveCmd) startAgents(ctx context.Context, self string, caller *rmhttp.
 		running.Go(func() {
 			agent, err := startAgent(ctx, cfg, registry, log)
 			if err == nil && agent != nil {
-				caller.Serve(agent.host, agent.server.Handler)
+				caller.Serve(agent.host, local.New(cfg.Service, agent.Resource(), log))
 				err = agent.run(ctx)
 				caller.Serve(agent.host, nil)
 			}

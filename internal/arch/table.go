@@ -45,6 +45,7 @@ var Table = map[string]Package{
 	"internal/replog":    {Ring: Edge, Imports: []string{"internal/failpoint", "internal/mutant"}},
 	"internal/rm":        {Ring: Edge, Imports: []string{"internal/txnid"}},
 	"internal/rm/http":   {Ring: Edge, Imports: []string{"internal/rm", "internal/txnid", "internal/failpoint", "internal/mutant"}},
+	"internal/rm/local":  {Ring: Edge, Imports: []string{"internal/rm", "internal/rm/http", "participant"}},
 	"internal/rm/rmtest": {Ring: Edge, Imports: []string{"internal/rm", "internal/rm/http", "internal/txnid", "participant"}},
 	"internal/node": {Ring: Edge, Imports: []string{
 		"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason",

@@ -42,9 +42,11 @@ func TestBench(t *testing.T) {
 // TestBenchPostgres: money moves between two databases, behind agents and by hand,
 // and the audit agrees.
 func TestBenchPostgres(t *testing.T) {
-	r := benchPostgres(t, "--concurrency", "4", "--rounds", "2", "--duration", "600ms", "--warmup", "100ms")
-	if r.Transactions == 0 || r.RatioToFloor <= 0 || r.ParticipantsCPU <= 0 {
-		t.Errorf("%+v", r)
+	for _, participants := range []string{"postgres", "postgres-agents"} {
+		r := benchPostgres(t, "--participants", participants, "--concurrency", "4", "--rounds", "2", "--duration", "600ms", "--warmup", "100ms")
+		if r.Transactions == 0 || r.RatioToFloor <= 0 || r.ParticipantsCPU > 0 != (participants == "postgres-agents") {
+			t.Errorf("%s: %+v", participants, r)
+		}
 	}
 }
 

@@ -160,9 +160,12 @@ func (a *Agent) warnOfSlots(ctx context.Context) error {
 	return nil
 }
 
+// Resource takes the coordinator's calls, wherever they come from.
+func (a *Agent) Resource() participant.Resource { return &resource{a.part, a.pool, a.metrics} }
+
 // Handler serves the coordinator's calls below BaseURL's path.
 func (a *Agent) Handler() http.Handler {
-	return participant.NewHandler(a.cfg.Service, &resource{a.part, a.pool, a.metrics}, participant.Limits{MaxInFlight: a.cfg.Limits.MaxInFlight}, a.cfg.Logger)
+	return participant.NewHandler(a.cfg.Service, a.Resource(), participant.Limits{MaxInFlight: a.cfg.Limits.MaxInFlight}, a.cfg.Logger)
 }
 
 // Run registers the agent, keeps its registration and sweeps, until ctx ends. It

@@ -84,8 +84,6 @@ func start(t *testing.T, dsn string, edit func(*Config)) *Agent {
 	return a
 }
 
-func (a *Agent) resource() participant.Resource { return &resource{a.part, a.pool, a.metrics} }
-
 func open(t *testing.T, dsn string) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("pgx", dsn)
@@ -133,7 +131,7 @@ func finishCall(id string, phase participant.Phase) *participant.Call {
 
 func vote(t *testing.T, a *Agent, c *participant.Call, want, reason string) participant.Vote {
 	t.Helper()
-	v, err := a.resource().Prepare(t.Context(), c)
+	v, err := a.Resource().Prepare(t.Context(), c)
 	if err != nil || v.Vote != want || !strings.Contains(v.Reason, reason) {
 		t.Fatalf("%s: voted %+v, %v; want %s with %q", c.Operations, v, err, want, reason)
 	}
@@ -142,7 +140,7 @@ func vote(t *testing.T, a *Agent, c *participant.Call, want, reason string) part
 
 func finish(t *testing.T, a *Agent, id string, phase participant.Phase, want participant.Outcome) {
 	t.Helper()
-	if o, err := a.resource().Finish(t.Context(), finishCall(id, phase)); err != nil || o != want {
+	if o, err := a.Resource().Finish(t.Context(), finishCall(id, phase)); err != nil || o != want {
 		t.Fatalf("%s: %s, %v; want %s", phase, o, err, want)
 	}
 }
@@ -428,7 +426,7 @@ func duplicates(t *testing.T, b *bed) {
 		var yes atomic.Int32
 		for i := range 6 {
 			wg.Go(func() {
-				v, err := agents[i%2].resource().Prepare(context.Background(), c)
+				v, err := agents[i%2].Resource().Prepare(context.Background(), c)
 				if err == nil && v.Vote != "yes" {
 					t.Errorf("voted %+v", v)
 				}
@@ -746,7 +744,7 @@ func lostConnections(t *testing.T, b *bed) {
 		var err error
 		for end := time.Now().Add(deadline); time.Now().Before(end); {
 			var v participant.Vote
-			if v, err = a.resource().Prepare(t.Context(), c); err == nil {
+			if v, err = a.Resource().Prepare(t.Context(), c); err == nil {
 				if v.Vote != "yes" {
 					t.Fatalf("cut after %d bytes: %+v", after, v)
 				}
@@ -757,7 +755,7 @@ func lostConnections(t *testing.T, b *bed) {
 		}
 		for end := time.Now().Add(deadline); err == nil && time.Now().Before(end); {
 			var o participant.Outcome
-			if o, err = a.resource().Finish(t.Context(), finishCall(id, phase)); err == nil {
+			if o, err = a.Resource().Finish(t.Context(), finishCall(id, phase)); err == nil {
 				if o != outcome {
 					t.Fatalf("cut after %d bytes: %s ended as %s", after, phase, o)
 				}
@@ -797,7 +795,7 @@ func crashes(t *testing.T, b *bed) {
 		vote(t, a, prepareCall(committed, op(take5)), "yes", "")
 		vote(t, a, prepareCall(rolled, op(`{"sql":"UPDATE account SET balance = 0 WHERE id = 2"}`)), "yes", "")
 		end()
-		if _, err := a.resource().Prepare(t.Context(), prepareCall(newID(), op(take5))); err == nil {
+		if _, err := a.Resource().Prepare(t.Context(), prepareCall(newID(), op(take5))); err == nil {
 			t.Error("a vote without a server")
 		}
 		if err := b.Restart(); err != nil {
@@ -808,7 +806,7 @@ func crashes(t *testing.T, b *bed) {
 			a = start(t, dsn, nil)
 		}
 		eventually(t, func() error {
-			v, err := a.resource().Prepare(t.Context(), prepareCall(committed, op(take5)))
+			v, err := a.Resource().Prepare(t.Context(), prepareCall(committed, op(take5)))
 			if err == nil && v.Vote != "yes" {
 				err = fmt.Errorf("voted %+v", v)
 			}
@@ -884,7 +882,7 @@ func hostileIDs(t *testing.T, b *bed) {
 	} {
 		c := prepareCall(newID(), op(`{"sql":"UPDATE account SET note = 'bad' WHERE id = 2"}`))
 		edit(c)
-		if v, err := a.resource().Prepare(t.Context(), c); err == nil && v.Vote != "no" {
+		if v, err := a.Resource().Prepare(t.Context(), c); err == nil && v.Vote != "no" {
 			t.Errorf("%+v: %+v", c, v)
 		}
 	}

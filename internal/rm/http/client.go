@@ -3,7 +3,6 @@ package rmhttp
 import (
 	"context"
 	"crypto/tls"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"sync"
@@ -67,8 +66,8 @@ type Client struct {
 	running  sync.WaitGroup      // the teller and every worker
 
 	urlMu sync.RWMutex
-	urls  map[string]*url.URL     // parsed once; at most maxParsedURLs
-	here  map[string]http.Handler // by host, see Serve
+	urls  map[string]*url.URL // parsed once; at most maxParsedURLs
+	here  map[string]Local    // by host, see Serve
 }
 
 const maxParsedURLs = 4096
@@ -90,7 +89,7 @@ func New(cfg Config) *Client {
 		services: make(map[string]*service),
 		prepares: make(map[branch]*job),
 		urls:     make(map[string]*url.URL),
-		here:     make(map[string]http.Handler),
+		here:     make(map[string]Local),
 	}
 }
 

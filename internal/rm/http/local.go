@@ -1,87 +1,103 @@
 package rmhttp
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"net/http"
 	"time"
+
+	"github.com/assent-tx/assent/internal/rm"
 )
 
-// Serve makes calls to host (as it stands in the URLs: "127.0.0.1:7201") go to a
-// handler of this process: the same requests and answers, without a connection. A
-// nil handler ends that for the calls that follow. It is for participants that the
-// coordinator's process hosts; AllowedNetworks does not concern them.
-func (cl *Client) Serve(host string, h http.Handler) {
+// Local is a participant in the coordinator's own process. An error is no definite
+// answer; its text is told as the reason. A context that ends means that nobody waits
+// any more: the call may still take effect.
+type Local interface {
+	Prepare(ctx context.Context, c *rm.Call) (vote, reason string, results [][]byte, err error)
+	Finish(ctx context.Context, c *rm.Call) (rm.Outcome, error) // c.Phase says how
+	Status(ctx context.Context, c *rm.Call) (rm.Outcome, error)
+}
+
+// Serve makes calls to a host, as it stands in the URLs ("127.0.0.1:7201"), go to a
+// participant of this process instead of over a connection. Nil ends that for the
+// calls that follow. AllowedNetworks does not concern them.
+func (cl *Client) Serve(host string, p Local) {
 	cl.urlMu.Lock()
 	defer cl.urlMu.Unlock()
-	if h == nil {
+	if p == nil {
 		delete(cl.here, host)
 		return
 	}
-	cl.here[host] = h
+	cl.here[host] = p
 }
 
-// handler is who answers for a host in this process; nil: nobody.
-func (cl *Client) handler(host string) http.Handler {
+// local is the participant of this process at a host; nil: none.
+func (cl *Client) local(host string) Local {
 	cl.urlMu.RLock()
 	defer cl.urlMu.RUnlock()
 	return cl.here[host]
 }
 
-// recorder is the answer of a handler of this process. It keeps no more than limit
-// bytes and one: that one shows that there were too many.
-type recorder struct {
-	header http.Header
-	status int
-	limit  int
-	body   *bytes.Buffer
-}
-
-func (w *recorder) Header() http.Header { return w.header }
-
-func (w *recorder) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-	}
-}
-
-func (w *recorder) Write(p []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
-	w.body.Write(p[:min(len(p), w.limit+1-w.body.Len())])
-	return len(p), nil
-}
-
-// hereDeadline is the deadline of a call to a handler of this process.
-type hereDeadline struct{ *time.Timer }
+// localDeadline is the deadline of a call to a participant of this process.
+type localDeadline struct{ *time.Timer }
 
 // SetDeadline implements deadliner.
-func (d hereDeadline) SetDeadline(t time.Time) error {
+func (d localDeadline) SetDeadline(t time.Time) error {
 	d.Reset(time.Until(t))
 	return nil
 }
 
-// answerHere asks a handler of this process. At the attempt's deadline its context
-// ends; a handler that does not heed that is waited for all the same, since whatever
-// it does may still happen.
-func (cl *Client) answerHere(h http.Handler, a *attempt, req *http.Request, body *bytes.Buffer) (status int, err error) {
+// askLocal asks a participant of this process. At the attempt's deadline its context
+// ends; one that does not heed that is waited for all the same, since whatever it does
+// may still happen.
+func (cl *Client) askLocal(p Local, a *attempt, c *rm.Call, phase rm.Phase, mayReadOnly bool) (r rm.Result) {
 	ctx, cancel := context.WithCancel(cl.ctx)
 	defer cancel()
 	timer := time.AfterFunc(time.Until(a.until()), cancel)
 	defer timer.Stop()
-	if err := a.take(hereDeadline{timer}); err != nil {
-		return 0, err
-	}
-	defer a.leave() // before the timer is stopped: nobody starts it again
+	_ = a.take(localDeadline{timer}) // cannot fail
+	defer a.leave()                  // before the timer is stopped: nobody starts it again
 	defer func() {
-		if p := recover(); p != nil { // as net/http's server has it
-			err = fmt.Errorf("the handler panicked: %v", p)
+		if v := recover(); v != nil { // as a server would have it
+			r = rm.Result{Reason: printable(fmt.Sprintf("the participant panicked: %v", v), maxReasonBytes)}
 		}
+		r.Sent = true
 	}()
-	w := &recorder{header: http.Header{}, limit: cl.cfg.MaxResponseBytes, body: body}
-	h.ServeHTTP(w, req.WithContext(ctx))
-	if w.status == 0 {
-		w.status = http.StatusOK
+	if phase == rm.Prepare {
+		vote, reason, results, err := p.Prepare(ctx, c)
+		if err != nil {
+			return rm.Result{Reason: printable(err.Error(), maxReasonBytes)}
+		}
+		r, known := voted(vote, &reason, mayReadOnly)
+		switch {
+		case !known:
+			return rm.Result{Reason: printable(fmt.Sprintf("unknown vote %q", vote), maxReasonBytes)}
+		case r.Kind == rm.No:
+			return r
+		case len(results) > cl.cfg.MaxResults:
+			return tooManyResults(len(results), cl.cfg.MaxResults)
+		}
+		size := 0
+		for _, v := range results {
+			size += len(v)
+		}
+		if size > cl.cfg.MaxResponseBytes {
+			return rm.Result{Reason: fmt.Sprintf("results over the limit of %d bytes", cl.cfg.MaxResponseBytes)}
+		}
+		r.Results = results
+		return r
 	}
-	return w.status, nil
+	ask := p.Status
+	if phase != rm.Status {
+		ask = p.Finish
+	}
+	outcome, err := ask(ctx, c)
+	switch {
+	case err != nil:
+		return rm.Result{Reason: printable(err.Error(), maxReasonBytes)}
+	case phase == rm.Status:
+		return rm.Result{Kind: rm.Known, Outcome: outcome}
+	case outcome == rm.OutcomePrepared:
+		return rm.Result{Reason: "still prepared"}
+	}
+	return finished(phase, outcome)
 }

@@ -1,8 +1,8 @@
 package rmhttp
 
 import (
-	"io"
-	"net/http"
+	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -11,22 +11,49 @@ import (
 	"github.com/assent-tx/assent/internal/rm"
 )
 
-// hereClient is a client with a handler of this process behind the host that the
-// endpoint names; no connection to anywhere is allowed.
-func hereClient(t *testing.T, h http.HandlerFunc) (*Client, rm.Endpoint) {
+// localStub answers as its fields say.
+type localStub struct {
+	vote, reason string
+	results      [][]byte
+	outcome      rm.Outcome
+	err          error
+	panics       bool
+	stuck        bool // until the context ends
+}
+
+func (s *localStub) Prepare(ctx context.Context, _ *rm.Call) (vote, reason string, results [][]byte, err error) {
+	if s.stuck {
+		<-ctx.Done()
+		return "", "", nil, ctx.Err()
+	}
+	return s.vote, s.reason, s.results, s.err
+}
+
+func (s *localStub) Finish(context.Context, *rm.Call) (rm.Outcome, error) { return s.outcome, s.err }
+
+func (s *localStub) Status(context.Context, *rm.Call) (rm.Outcome, error) {
+	if s.panics {
+		panic("not asked for")
+	}
+	return s.outcome, s.err
+}
+
+const localHost = "127.0.0.1:1"
+
+// localClient is a client that may connect nowhere, with a participant of its process.
+func localClient(t *testing.T, p Local) (*Client, rm.Endpoint) {
 	t.Helper()
-	cl := New(Config{AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, MaxResponseBytes: 1 << 10})
+	cl := New(Config{AllowedNetworks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, MaxResponseBytes: 1 << 10, MaxResults: 3})
 	t.Cleanup(cl.Close)
-	const host = "127.0.0.1:1"
-	cl.Serve(host, h)
-	base := "http://" + host + "/x/"
+	cl.Serve(localHost, p)
+	const base = "http://" + localHost + "/x/"
 	return cl, rm.Endpoint{
 		PrepareURL: base + "prepare", CommitURL: base + "commit", RollbackURL: base + "rollback", StatusURL: base + "status",
 		MaxInFlight: 4, PrepareTimeout: time.Minute, FinishTimeout: time.Minute,
 	}
 }
 
-func askHere(t *testing.T, cl *Client, e rm.Endpoint, c *rm.Call) rm.Result {
+func askedLocally(t *testing.T, cl *Client, e rm.Endpoint, c *rm.Call) rm.Result {
 	t.Helper()
 	answer := make(chan rm.Result, 1)
 	cl.Call(c, e, func(r rm.Result) { answer <- r })
@@ -39,71 +66,74 @@ func askHere(t *testing.T, cl *Client, e rm.Endpoint, c *rm.Call) rm.Result {
 	}
 }
 
-// TestHere: a handler of this process sees the request that a connection would have
-// carried, and its answer counts as one from there.
-func TestHere(t *testing.T) {
-	cl, e := hereClient(t, func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil || r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" || !strings.Contains(string(body), `"phase":"`) {
-			t.Errorf("%s %v: %s", r.Method, err, body)
-		}
-		switch r.URL.Path {
-		case "/x/prepare":
-			_, _ = io.WriteString(w, `{"vote":"yes","results":[7]}`)
-		case "/x/commit":
-			w.WriteHeader(http.StatusOK)
-		case "/x/rollback":
-			_, _ = io.WriteString(w, `{"vote":"`+strings.Repeat("x", 4<<10)+`"}`)
-		default:
-			panic("not asked for")
-		}
-	})
-	if r := askHere(t, cl, e, &rm.Call{Phase: rm.Prepare, Service: "s"}); r.Kind != rm.Yes || !r.Sent || string(r.Results[0]) != "7" {
-		t.Errorf("prepare: %+v", r)
+func TestLocalAnswers(t *testing.T) {
+	var many [][]byte
+	for range 4 {
+		many = append(many, []byte("1"))
 	}
-	if r := askHere(t, cl, e, &rm.Call{Phase: rm.Commit, Service: "s"}); r.Kind != rm.Done {
-		t.Errorf("commit: %+v", r)
+	for _, c := range []struct {
+		name  string
+		phase rm.Phase
+		p     localStub
+		want  rm.Result
+	}{
+		{"yes", rm.Prepare, localStub{vote: "yes", results: many[:1]}, rm.Result{Kind: rm.Yes, Results: many[:1]}},
+		{"no", rm.Prepare, localStub{vote: "no", reason: "why\n"}, rm.Result{Kind: rm.No, Reason: "why."}},
+		{"read only, not registered so", rm.Prepare, localStub{vote: "read_only"}, rm.Result{Kind: rm.No, Reason: "protocol"}},
+		{"nonsense", rm.Prepare, localStub{vote: "maybe"}, rm.Result{Reason: "unknown vote"}},
+		{"an error", rm.Prepare, localStub{vote: "yes", err: errors.New("lost")}, rm.Result{Reason: "lost"}},
+		{"too many results", rm.Prepare, localStub{vote: "yes", results: many}, rm.Result{Reason: "limit of 3"}},
+		{"too long results", rm.Prepare, localStub{vote: "yes", results: [][]byte{make([]byte, 2<<10)}}, rm.Result{Reason: "limit of 1024"}},
+		{"committed", rm.Commit, localStub{outcome: rm.OutcomeCommitted}, rm.Result{Kind: rm.Done}},
+		{"commit contradicted", rm.Commit, localStub{outcome: rm.OutcomeRolledBack}, rm.Result{Kind: rm.Contradicts, Outcome: rm.OutcomeRolledBack}},
+		{"commit of the unknown, confirmed by status", rm.Commit, localStub{outcome: rm.OutcomeUnknown}, rm.Result{Kind: rm.Contradicts}},
+		{"still prepared", rm.Rollback, localStub{outcome: rm.OutcomePrepared}, rm.Result{Reason: "still prepared"}},
+		{"rollback of the unknown", rm.Rollback, localStub{outcome: rm.OutcomeUnknown}, rm.Result{Kind: rm.Done}},
+		{"rollback fails", rm.Rollback, localStub{outcome: rm.OutcomeRolledBack, err: errors.New("lost")}, rm.Result{Reason: "lost"}},
+		{"status", rm.Status, localStub{outcome: rm.OutcomePrepared}, rm.Result{Kind: rm.Known, Outcome: rm.OutcomePrepared}},
+		{"a panic", rm.Status, localStub{panics: true}, rm.Result{Reason: "panicked"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cl, e := localClient(t, &c.p)
+			r := askedLocally(t, cl, e, &rm.Call{Phase: c.phase, Service: "s"})
+			if r.Kind != c.want.Kind || r.Outcome != c.want.Outcome || !strings.Contains(r.Reason, c.want.Reason) || len(r.Results) != len(c.want.Results) || !r.Sent {
+				t.Errorf("%+v, want %+v", r, c.want)
+			}
+		})
 	}
-	if r := askHere(t, cl, e, &rm.Call{Phase: rm.Rollback, Service: "s"}); r.Kind != rm.Done { // the status says it all
-		t.Errorf("rollback: %+v", r)
+}
+
+func TestLocalEnds(t *testing.T) {
+	cl, e := localClient(t, &localStub{outcome: rm.OutcomeCommitted})
+	if r := askedLocally(t, cl, e, &rm.Call{Phase: rm.Commit, Service: "s"}); r.Kind != rm.Done {
+		t.Fatalf("%+v", r)
 	}
-	if r := askHere(t, cl, e, &rm.Call{Phase: rm.Status, Service: "s"}); r.Kind != rm.Indefinite || !r.Sent || !strings.Contains(r.Reason, "panicked") {
-		t.Errorf("a panic: %+v", r)
-	}
-	cl.Serve("127.0.0.1:1", nil)
-	if r := askHere(t, cl, e, &rm.Call{Phase: rm.Commit, Service: "s"}); r.Kind != rm.Indefinite || r.Sent {
+	cl.Serve(localHost, nil)
+	if r := askedLocally(t, cl, e, &rm.Call{Phase: rm.Commit, Service: "s"}); r.Kind != rm.Indefinite || r.Sent {
 		t.Errorf("after it ended: %+v", r)
 	}
 }
 
-func TestHereLimits(t *testing.T) {
-	cl, e := hereClient(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/x/prepare" {
-			<-r.Context().Done()
-			http.Error(w, "not done in time", http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = io.WriteString(w, `{"outcome":"committed","pad":"`)
-		_, _ = io.WriteString(w, strings.Repeat("x", 4<<10)+`"}`)
-	})
-	if r := askHere(t, cl, e, &rm.Call{Phase: rm.Status, Service: "s"}); r.Kind != rm.Indefinite || !strings.Contains(r.Reason, "limit of 1024 bytes") {
-		t.Errorf("too long an answer: %+v", r)
-	}
+// TestLocalDeadline: a stuck call ends at its timeout, and soon after its branch is
+// decided.
+func TestLocalDeadline(t *testing.T) {
+	cl, e := localClient(t, &localStub{stuck: true, outcome: rm.OutcomeRolledBack})
 	short := e
 	short.PrepareTimeout = 10 * time.Millisecond
-	if r := askHere(t, cl, short, &rm.Call{Phase: rm.Prepare, Service: "s"}); r.Kind != rm.Indefinite || !r.Sent {
-		t.Errorf("a deadline: %+v", r)
+	if r := askedLocally(t, cl, short, &rm.Call{Phase: rm.Prepare, Service: "s"}); r.Kind != rm.Indefinite || !r.Sent {
+		t.Errorf("at its timeout: %+v", r)
 	}
-	// A prepare whose branch is decided is hurried: its minute shrinks to the grace.
 	answer := make(chan rm.Result, 1)
 	cl.Call(&rm.Call{Phase: rm.Prepare, Service: "s", Branch: 1}, e, func(r rm.Result) { answer <- r })
-	_ = askHere(t, cl, e, &rm.Call{Phase: rm.Rollback, Service: "s", Branch: 1})
+	if r := askedLocally(t, cl, e, &rm.Call{Phase: rm.Rollback, Service: "s", Branch: 1}); r.Kind != rm.Done {
+		t.Errorf("rollback: %+v", r)
+	}
 	select {
 	case r := <-answer:
 		if r.Kind != rm.Indefinite {
-			t.Errorf("hurried: %+v", r)
+			t.Errorf("decided: %+v", r)
 		}
 	case <-time.After(30 * time.Second):
-		t.Fatal("not hurried")
+		t.Fatal("the prepare of a decided branch goes on")
 	}
 }

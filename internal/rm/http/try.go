@@ -96,6 +96,9 @@ func (cl *Client) ask(j *job, phase rm.Phase, target string, timeout time.Durati
 	if err != nil {
 		return rm.Result{Reason: printable(fmt.Sprintf("%s URL: %v", phase, err), maxReasonBytes)}
 	}
+	if p := cl.local(u.Host); p != nil {
+		return cl.askLocal(p, j.try.begin(timeout), c, phase, j.end.ReadOnly)
+	}
 	encoded := appendCall(make([]byte, 0, callSize(c, phase)), c, phase)
 	open := func() io.ReadCloser { return io.NopCloser(bytes.NewReader(encoded)) }
 	req := newRequest(u, c, phase, len(encoded))
@@ -107,14 +110,7 @@ func (cl *Client) ask(j *job, phase rm.Phase, target string, timeout time.Durati
 			answerBuffers.Put(buf)
 		}
 	}()
-	attempt := j.try.begin(timeout)
-	var status int
-	var cut error // the status line came, the body did not
-	if h := cl.handler(u.Host); h != nil {
-		status, err = cl.answerHere(h, attempt, req, buf)
-	} else {
-		status, cut, err = cl.answerOver(attempt, req, open, buf)
-	}
+	status, cut, err := cl.answer(j.try.begin(timeout), req, open, buf)
 	finished2xx := (phase == rm.Commit || phase == rm.Rollback) && status >= 200 && status <= 299
 	switch {
 	case err != nil:
@@ -130,9 +126,9 @@ func (cl *Client) ask(j *job, phase rm.Phase, target string, timeout time.Durati
 	return r
 }
 
-// answerOver asks over a connection. The body is in buf as far as it came, at most
+// answer sends the request and reads what comes back. The body is in buf as far as it came, at most
 // one byte over the limit; cut says why it is not whole.
-func (cl *Client) answerOver(a *attempt, req *http.Request, open func() io.ReadCloser, buf *bytes.Buffer) (status int, cut, err error) {
+func (cl *Client) answer(a *attempt, req *http.Request, open func() io.ReadCloser, buf *bytes.Buffer) (status int, cut, err error) {
 	resp, err := cl.pool.roundTrip(cl.ctx, a, req, open)
 	if err != nil {
 		return 0, nil, err
