@@ -132,6 +132,11 @@ func (p *Participant) readRow(ctx context.Context, q querier, query string, c *C
 	case err != nil:
 		return nil, fmt.Errorf("read outcome row: %w", err)
 	}
+	switch r.state {
+	case statePrepared, stateCommitted, stateRolledBack, stateReadOnly, stateRefused:
+	default: // of a newer version, or of somebody else: nothing is concluded from it
+		return nil, fmt.Errorf("outcome row of %s/%d: unknown state %q", c.Transaction, c.Branch, clip(r.state, 32))
+	}
 	r.term, r.reason = uint64(term), reason.String
 	if r.operations, err = decodeList(operations); err != nil {
 		return nil, err

@@ -113,7 +113,7 @@ BEGIN
 	CREATE TABLE IF NOT EXISTS assent_outcome (
 		txn        TEXT COLLATE "C" NOT NULL,
 		branch     BIGINT           NOT NULL,
-		state      TEXT             NOT NULL CHECK (state IN ('prepared','committed','rolled_back','read_only','refused')),
+		state      TEXT             NOT NULL,
 		digest     TEXT             NOT NULL,
 		op_count   BIGINT           NOT NULL,
 		one_phase  BOOLEAN          NOT NULL,

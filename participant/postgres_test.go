@@ -37,6 +37,7 @@ func TestPostgreSQL(t *testing.T) {
 		{"a lock is waited for, not for ever", lockWaits},
 		{"a duplicate writes back no older state", olderState},
 		{"a forgotten row deleted behind a snapshot", forgottenBehindSnapshot},
+		{"a state of a newer version", unknownState},
 		{"forgetting", forgetting},
 		{"one cluster", oneCluster},
 		{"foreign prepared transactions", foreignPrepared},

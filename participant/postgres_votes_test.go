@@ -362,3 +362,31 @@ func forgetting(t *testing.T, s *postgres) {
 		}
 	})
 }
+
+// A row in a state that this version does not know says nothing, and stays.
+func unknownState(t *testing.T, s *postgres) {
+	eachWay(t, func(t *testing.T, way string) {
+		db := openPostgres(t, s.database(t))
+		p := start(t, db, doing(way, func(context.Context, *sql.Tx, participant.Branch) ([]json.RawMessage, error) { return nil, nil }))
+		vote(t, p, prepareCall(id(1), `1`), "yes") // binds the cluster
+		tx := id(2)
+		if _, err := db.Exec(`INSERT INTO assent_outcome (txn, branch, state, digest, op_count, one_phase, token, term, home, updated_ms)
+			VALUES ($1, 1, 'frozen', '', 1, false, '', 1, 0, 0)`, tx); err != nil {
+			t.Fatal(err)
+		}
+		if v, err := p.Prepare(t.Context(), of(prepareCall(tx, `1`))); err == nil {
+			t.Errorf("prepare: %+v", v)
+		}
+		for _, phase := range []participant.Phase{participant.PhaseCommit, participant.PhaseRollback} {
+			if o, err := p.Finish(t.Context(), of(finishCall(tx, phase))); err == nil {
+				t.Errorf("%s: %s", phase, o)
+			}
+		}
+		if o, err := p.Status(t.Context(), of(finishCall(tx, participant.PhaseStatus))); err == nil {
+			t.Errorf("status: %s", o)
+		}
+		if state := one(t, db, `SELECT count(*) FROM assent_outcome WHERE txn = $1 AND state = 'frozen'`, tx); state != 1 {
+			t.Error("the row was changed")
+		}
+	})
+}
