@@ -281,7 +281,7 @@ func translate(res *rm.Result) shard.AnswerKind {
 			return shard.SaysRolledBack
 		case rm.OutcomePrepared:
 		}
-	case rm.Indefinite, rm.Known:
+	case rm.Indefinite, rm.Known, rm.Executed, rm.Refused:
 	}
 	return shard.Indefinite
 }

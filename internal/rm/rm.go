@@ -22,11 +22,16 @@ const (
 	Commit                    // make the prepared branch permanent
 	Rollback                  // undo the branch, or leave a tombstone if it is unknown
 	Status                    // tell what is durably known of the branch
+	Execute                   // execute operations in the branch's open local transaction, before prepare
 )
 
-var phaseNames = [...]string{Prepare: "prepare", Commit: "commit", Rollback: "rollback", Status: "status"}
+var phaseNames = [...]string{Prepare: "prepare", Commit: "commit", Rollback: "rollback", Status: "status", Execute: "execute"}
 
 func (p Phase) String() string { return phaseNames[p] }
+
+// Works reports whether the call does the work of a branch that is not yet decided:
+// it may be dropped once it is.
+func (p Phase) Works() bool { return p == Prepare || p == Execute }
 
 // Call is one request to a participant. It is immutable once handed to a Caller.
 type Call struct {
@@ -43,8 +48,17 @@ type Call struct {
 	Token      string   // fencing token; later grants of a key compare greater as text
 	Forgotten  txnid.ID // forgotten_below: ids of this shard below it have ended for good; zero = none
 	OnePhase   bool     // prepare only: execute and commit at once; a yes means committed
-	Operations [][]byte // prepare only: payloads, each compact JSON, in order
-	Digest     [32]byte // prepare only: d0 = empty, di = SHA-256(d(i-1) || payload)
+	Operations [][]byte // prepare and execute: payloads, each compact JSON, in order
+	// Digest of the operations: d0 = empty, di = SHA-256(d(i-1) || payload). It begins
+	// with those that were executed before, by calls of phase Execute.
+	Digest   [32]byte
+	First    uint32 // execute only: index of the first operation here among all executed ones of the branch
+	Executed uint32 // prepare only: operations that were executed before and are not here
+	// Execution is the participant's name for the open local transaction, from the
+	// Result of an earlier execute of the branch; at most 64 bytes. With it a
+	// participant that lost that transaction says so even if a late duplicate has
+	// opened another. Execute and prepare only; empty: not known.
+	Execution string
 
 	TraceParent string // W3C traceparent to pass on; may be empty
 }
@@ -61,9 +75,14 @@ const (
 	Done                    // commit, rollback: done, or already so
 	Contradicts             // commit, rollback: the participant durably says otherwise; see Outcome
 	Known                   // status: see Outcome
+	Executed                // execute: done in the open local transaction; nothing is durable
+	Refused                 // execute: definitely not done; the transaction must be rolled back
 )
 
-var kindNames = [...]string{Indefinite: "indefinite", Yes: "yes", No: "no", ReadOnly: "read_only", Done: "done", Contradicts: "contradicts", Known: "known"}
+var kindNames = [...]string{
+	Indefinite: "indefinite", Yes: "yes", No: "no", ReadOnly: "read_only", Done: "done", Contradicts: "contradicts", Known: "known",
+	Executed: "executed", Refused: "refused",
+}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -94,13 +113,25 @@ func ParseOutcome(s string) (Outcome, bool) {
 
 // Result is the answer to one Call.
 type Result struct {
-	Kind    Kind
-	Outcome Outcome       // with Contradicts and Known
-	Reason  string        // with No: the participant's; with Indefinite: what went wrong. At most 1,024 bytes
-	Results [][]byte      // with Yes and ReadOnly: JSON values for the client that waits
-	Took    time.Duration // from send to answer; zero if never sent
-	Sent    bool          // false: certainly never left this process
+	Kind      Kind
+	Outcome   Outcome       // with Contradicts and Known
+	Reason    string        // with No: the participant's; with Indefinite: what went wrong; with Refused: a stable code. At most 1,024 bytes
+	Results   [][]byte      // with Yes and ReadOnly: JSON values for the client that waits; with Executed: one for each operation, or null
+	Message   string        // with Refused: for people. At most 1,024 bytes
+	Retryable bool          // with Refused: the same work may succeed in a new transaction
+	Execution string        // with Executed: see Call
+	Took      time.Duration // from send to answer; zero if never sent
+	Sent      bool          // false: certainly never left this process
 }
+
+// The reasons of a Refused that the coordinator must know; participants have others.
+const (
+	// ExecutionLost, also the first word of a No's reason: the participant does not have
+	// the open local transaction in which the operations were executed.
+	ExecutionLost = "EXECUTION_LOST"
+	// ExecutionRefused: the service refused the operation.
+	ExecutionRefused = "EXECUTION_REFUSED"
+)
 
 // Endpoint is where and how a service is reached; looked up at every try.
 type Endpoint struct {
@@ -108,10 +139,11 @@ type Endpoint struct {
 	Version    uint64 // rises with every registration of any service; the later of two holds
 	PrepareURL, CommitURL,
 	RollbackURL, StatusURL string // StatusURL may be empty
+	ExecuteURL     string        // empty: it executes nothing before prepare
 	ReadOnly       bool          // may vote read_only
 	OnePhase       bool          // accepts one-phase prepare
 	MaxInFlight    int           // > 0
-	PrepareTimeout time.Duration // of one try
+	PrepareTimeout time.Duration // of one try of prepare or execute
 	FinishTimeout  time.Duration // of one try of commit, rollback or status
 }
 

@@ -10,13 +10,14 @@ import (
 
 // answer is what the contract knows of an answer's body. A nil field was absent.
 type answer struct {
-	vote, outcome, reason *string
-	results               [][]byte // raw; they alias the body
+	vote, outcome, reason, message, execution *string
+	executed, retryable                       *bool
+	results                                   [][]byte // raw; they alias the body
 }
 
 // parseAnswer reads a JSON object strictly in what it knows and ignores the rest:
 // names are compared exactly, a known field of another type is an error, and so
-// are two votes, outcomes or reasons that differ. encoding/json would take "Vote"
+// is one given twice with values that differ, but for results. encoding/json would take "Vote"
 // for a vote, and of a "no" and a "yes" the last.
 func parseAnswer(body []byte) (answer, error) {
 	var a answer
@@ -31,6 +32,14 @@ func parseAnswer(body []byte) (answer, error) {
 			return once(&a.outcome, "outcome", value)
 		case "reason":
 			return once(&a.reason, "reason", value)
+		case "message":
+			return once(&a.message, "message", value)
+		case "execution":
+			return once(&a.execution, "execution", value)
+		case "executed":
+			return onceBool(&a.executed, "executed", value)
+		case "retryable":
+			return onceBool(&a.retryable, "retryable", value)
 		case "results":
 			if value[0] != '[' {
 				return errors.New("results: not a list")
@@ -55,6 +64,25 @@ func once(field **string, name string, value []byte) error {
 		return fmt.Errorf("%s: given twice, differing", name)
 	}
 	*field = &s
+	return nil
+}
+
+// onceBool is once for a boolean.
+func onceBool(field **bool, name string, value []byte) error {
+	var b bool
+	switch string(value) {
+	case "null":
+		return nil
+	case "true":
+		b = true
+	case "false":
+	default:
+		return fmt.Errorf("%s: not true or false", name)
+	}
+	if *field != nil && **field != b {
+		return fmt.Errorf("%s: given twice, differing", name)
+	}
+	*field = &b
 	return nil
 }
 

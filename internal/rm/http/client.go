@@ -59,7 +59,7 @@ type Client struct {
 	mu       sync.Mutex // guards what follows; held only for queue moves, never while calling out
 	closed   bool
 	services map[string]*service // those with a call in flight or waiting; others have no state
-	prepares map[branch]*job     // prepares in flight or waiting
+	prepares map[branch]*job     // prepares and executes in flight or waiting
 	refused  []*job              // calls to be told, without having been sent
 	refusing bool                // a goroutine is telling them
 	idle     []chan *job         // workers without a call, the latest last; at most maxIdleWorkers
@@ -115,7 +115,7 @@ func (cl *Client) Call(c *rm.Call, e rm.Endpoint, done func(rm.Result)) {
 	j.service = s
 	s.register(e)
 	switch c.Phase {
-	case rm.Prepare:
+	case rm.Prepare, rm.Execute:
 		cl.prepares[j.branch()] = j
 	case rm.Commit, rm.Rollback:
 		if p := cl.prepares[j.branch()]; p != nil {
@@ -127,9 +127,9 @@ func (cl *Client) Call(c *rm.Call, e rm.Endpoint, done func(rm.Result)) {
 	switch {
 	case s.waiting() == 0 && s.mayStart(c.Phase):
 		cl.start(j)
-	case c.Phase == rm.Prepare && s.prepares.len() >= cl.cfg.MaxWaitingPrepares:
+	case c.Phase.Works() && s.prepares.len() >= cl.cfg.MaxWaitingPrepares:
 		cl.refuse(j, "too many prepare calls of this service are waiting")
-	case c.Phase != rm.Prepare && s.finishes.len() >= cl.cfg.MaxWaitingFinishes:
+	case !c.Phase.Works() && s.finishes.len() >= cl.cfg.MaxWaitingFinishes:
 		cl.refuse(j, "too many calls of this service are waiting")
 	default:
 		j.queued = time.Now()
@@ -179,13 +179,13 @@ func (cl *Client) start(j *job) {
 }
 
 // pop returns the next call of s that may start and is still wanted: a prepare
-// that waited longer than a try may last probably is not. Its asker learns that it
+// or execute that waited longer than a try may last probably is not. Its asker learns that it
 // was not sent, and decides. cl.mu is held.
 func (cl *Client) pop(s *service) (*job, bool) {
 	for {
 		j, ok := s.pop()
 		switch {
-		case !ok || j.call.Phase != rm.Prepare:
+		case !ok || !j.call.Phase.Works():
 			return j, ok
 		case j.void:
 			cl.refuse(j, "the transaction was decided before the call was sent")
@@ -240,7 +240,7 @@ func (cl *Client) next(finished *job, worker chan *job) (*job, bool) {
 // forget drops a prepare that has ended, unless a later one of the branch has taken
 // its place. cl.mu is held.
 func (cl *Client) forget(j *job) {
-	if j.call.Phase == rm.Prepare && cl.prepares[j.branch()] == j {
+	if j.call.Phase.Works() && cl.prepares[j.branch()] == j {
 		delete(cl.prepares, j.branch())
 	}
 }

@@ -28,10 +28,10 @@ func TestCallsArriveAsTheContractSays(t *testing.T) {
 			t.Error(err)
 		}
 		got <- v
-		fmt.Fprint(w, `{"vote":"yes","outcome":"prepared","results":[1]}`)
+		fmt.Fprint(w, `{"vote":"yes","outcome":"prepared","executed":true,"results":[1,2]}`)
 	})
 	cl := newClient(t, Config{})
-	for phase, want := range map[rm.Phase]rm.Kind{rm.Prepare: rm.Yes, rm.Commit: rm.Done, rm.Rollback: rm.Done, rm.Status: rm.Known} {
+	for phase, want := range map[rm.Phase]rm.Kind{rm.Prepare: rm.Yes, rm.Execute: rm.Executed, rm.Commit: rm.Done, rm.Rollback: rm.Done, rm.Status: rm.Known} {
 		c := call(phase)
 		c.TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 		r := ask(t, cl, c, at(s.URL))
@@ -39,13 +39,17 @@ func TestCallsArriveAsTheContractSays(t *testing.T) {
 			t.Errorf("%s: %+v", phase, r)
 		}
 		v := receive(t, got)
-		if v.path != "POST /"+phase.String() || v.key != c.Txn.String()+"/2/"+phase.String() || v.trace != c.TraceParent || v.contentType != "application/json" {
+		key := c.Txn.String() + "/2/" + phase.String()
+		if phase == rm.Execute {
+			key += "/0"
+		}
+		if v.path != "POST /"+phase.String() || v.key != key || v.trace != c.TraceParent || v.contentType != "application/json" {
 			t.Errorf("%s: %+v", phase, v)
 		}
 		if v.body["phase"] != phase.String() || v.body["transaction"] != c.Txn.String() || v.body["branch"] != 2.0 {
 			t.Errorf("%s: %v", phase, v.body)
 		}
-		if _, has := v.body["operations"]; has != (phase == rm.Prepare) {
+		if _, has := v.body["operations"]; has != (phase == rm.Prepare || phase == rm.Execute) {
 			t.Errorf("%s: operations sent: %v", phase, has)
 		}
 	}

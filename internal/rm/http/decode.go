@@ -15,8 +15,9 @@ import (
 
 // Limits of what an answer may put into a Result.
 const (
-	maxReasonBytes  = 1024 // of a participant's reason for a no
-	maxExcerptBytes = 200  // of an answer that was not understood
+	maxReasonBytes    = 1024 // of a participant's reason for a no
+	maxExcerptBytes   = 200  // of an answer that was not understood
+	maxExecutionBytes = 64   // of a participant's name for an open local transaction
 )
 
 // decodePrepare is what an answer to prepare means.
@@ -46,12 +47,57 @@ func decodePrepare(status int, body []byte, mayReadOnly bool, maxResults int) rm
 	case len(a.results) > maxResults:
 		return tooManyResults(len(a.results), maxResults)
 	}
-	for _, raw := range a.results {
-		var compact bytes.Buffer
-		if err := json.Compact(&compact, raw); err != nil { // cannot be: it was parsed
-			return indefinite("answer to prepare has results that are not JSON", body)
+	if r.Results, err = compacted(a.results); err != nil {
+		return indefinite("answer to prepare has results that are not JSON", body)
+	}
+	return r
+}
+
+// compacted copies raw results out of the body.
+func compacted(raw [][]byte) ([][]byte, error) {
+	var out [][]byte
+	for _, value := range raw {
+		var b bytes.Buffer
+		if err := json.Compact(&b, value); err != nil { // cannot be: it was parsed
+			return nil, err
 		}
-		r.Results = append(r.Results, compact.Bytes())
+		out = append(out, b.Bytes())
+	}
+	return out, nil
+}
+
+// decodeExecute is what an answer to execute means. There must be one result for
+// each operation: with fewer, nobody could tell whose they are.
+func decodeExecute(status int, body []byte, operations int) rm.Result {
+	if status != http.StatusOK {
+		return unexpectedStatus(status, body)
+	}
+	a, err := parseAnswer(body)
+	switch {
+	case err != nil:
+		return indefinite("answer to execute not understood: "+err.Error(), body)
+	case a.executed == nil:
+		return indefinite("answer to execute does not say whether it was executed", body)
+	case !*a.executed:
+		r := rm.Result{Kind: rm.Refused, Reason: rm.ExecutionRefused, Retryable: a.retryable != nil && *a.retryable}
+		if a.reason != nil {
+			r.Reason = printable(*a.reason, maxReasonBytes)
+		}
+		if a.message != nil {
+			r.Message = printable(*a.message, maxReasonBytes)
+		}
+		return r
+	case len(a.results) != operations:
+		return indefinite(fmt.Sprintf("answer to execute has %d results for %d operations", len(a.results), operations), body)
+	}
+	r := rm.Result{Kind: rm.Executed}
+	if a.execution != nil {
+		if r.Execution = *a.execution; len(r.Execution) > maxExecutionBytes || !utf8.ValidString(r.Execution) {
+			return indefinite(fmt.Sprintf("answer to execute has an execution that is no text of at most %d bytes", maxExecutionBytes), body)
+		}
+	}
+	if r.Results, err = compacted(a.results); err != nil {
+		return indefinite("answer to execute has results that are not JSON", body)
 	}
 	return r
 }

@@ -17,8 +17,14 @@ func show(r rm.Result) string {
 	if r.Kind == rm.Contradicts || r.Kind == rm.Known {
 		s += " " + r.Outcome.String()
 	}
-	if r.Kind == rm.No {
+	if r.Kind == rm.No || r.Kind == rm.Refused {
 		s += " " + r.Reason
+	}
+	if r.Message != "" {
+		s += ": " + r.Message
+	}
+	if r.Retryable {
+		s += " (retryable)"
 	}
 	for _, v := range r.Results {
 		s += " " + string(v)
@@ -150,6 +156,59 @@ func checkReason(t *testing.T, r rm.Result) {
 			t.Errorf("reason with %q", c)
 		}
 	}
+}
+
+func TestExecuteAnswers(t *testing.T) {
+	for _, c := range []struct {
+		status     int
+		body, want string
+	}{
+		{200, `{"executed":true,"results":[{"a": 1},null]}`, `executed {"a":1} null`},
+		{200, `{"executed":true,"execution":"x1","results":[1,2]}`, "executed 1 2"},
+		{200, `{"executed":false,"reason":"EXECUTION_LOST","message":"gone\n","retryable":true}`, "refused EXECUTION_LOST: gone. (retryable)"},
+		{200, `{"executed":false,"results":[1]}`, "refused EXECUTION_REFUSED"},
+		{200, `{"executed":false,"reason":"X","retryable":null,"vote":"yes"}`, "refused X"},
+
+		{200, `{"executed":true}`, "indefinite"},
+		{200, `{"executed":true,"results":[1]}`, "indefinite"},
+		{200, `{"executed":true,"results":[1,2,3]}`, "indefinite"},
+		{200, `{"executed":true,"results":[1,2],"execution":7}`, "indefinite"},
+		{200, `{"executed":true,"results":[1,2],"execution":"` + strings.Repeat("x", 65) + `"}`, "indefinite"},
+		{200, `{"executed":true,"executed":false,"results":[1,2]}`, "indefinite"},
+		{200, `{"Executed":true,"results":[1,2]}`, "indefinite"},
+		{200, `{"executed":"true","results":[1,2]}`, "indefinite"},
+		{200, `{"executed":null,"results":[1,2]}`, "indefinite"},
+		{200, `{"vote":"yes","results":[1,2]}`, "indefinite"},
+		{200, ``, "indefinite"},
+		{201, `{"executed":true,"results":[1,2]}`, "indefinite"},
+		{409, `{"executed":false,"reason":"X"}`, "indefinite"},
+		{404, `{"executed":false,"reason":"X"}`, "indefinite"},
+		{500, `{"executed":true,"results":[1,2]}`, "indefinite"},
+	} {
+		if r := decodeExecute(c.status, []byte(c.body), 2); show(r) != c.want {
+			t.Errorf("%d %s: %s (%s), want %s", c.status, c.body, show(r), r.Reason, c.want)
+		}
+	}
+	if r := decodeExecute(200, []byte(`{"executed":true,"execution":"x1","results":[1]}`), 1); r.Execution != "x1" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func FuzzExecuteAnswer(f *testing.F) {
+	seedAnswers(f)
+	for _, body := range []string{`{"executed":true,"results":[1,null],"execution":"e"}`, `{"executed":false,"reason":"X","message":"y","retryable":true}`} {
+		f.Add(200, []byte(body))
+	}
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		r := decodeExecute(status, body, 2)
+		checkReason(t, r)
+		switch {
+		case r.Kind == rm.Indefinite:
+		case status != 200, r.Kind != rm.Executed && r.Kind != rm.Refused, r.Kind == rm.Executed && len(r.Results) != 2,
+			len(r.Execution) > maxExecutionBytes, len(r.Message) > maxReasonBytes:
+			t.Fatalf("%+v from %d %q", r, status, body)
+		}
+	})
 }
 
 func seedAnswers(f *testing.F) {

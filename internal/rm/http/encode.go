@@ -36,7 +36,11 @@ func appendCall(dst []byte, c *rm.Call, phase rm.Phase) []byte {
 	dst = strconv.AppendUint(dst, uint64(c.Shard), 10)
 	dst = append(dst, `,"shards":`...)
 	dst = strconv.AppendUint(dst, uint64(c.Shards), 10)
-	if phase == rm.Prepare {
+	if phase == rm.Execute {
+		dst = append(dst, `,"first":`...)
+		dst = strconv.AppendUint(dst, uint64(c.First), 10)
+	}
+	if phase.Works() {
 		dst = append(dst, `,"operations":[`...)
 		for i, payload := range c.Operations {
 			if i > 0 {
@@ -51,6 +55,14 @@ func appendCall(dst []byte, c *rm.Call, phase rm.Phase) []byte {
 		dst = append(dst, `,"digest":"`...)
 		dst = hex.AppendEncode(dst, c.Digest[:])
 		dst = append(dst, '"')
+		if phase == rm.Prepare && c.Executed > 0 {
+			dst = append(dst, `,"executed":`...)
+			dst = strconv.AppendUint(dst, uint64(c.Executed), 10)
+		}
+		if c.Execution != "" {
+			dst = append(dst, `,"execution":`...)
+			dst = appendString(dst, c.Execution)
+		}
 		if c.OnePhase {
 			dst = append(dst, `,"one_phase":true`...)
 		}
@@ -61,8 +73,8 @@ func appendCall(dst []byte, c *rm.Call, phase rm.Phase) []byte {
 // callSize is at least the length of appendCall's result when nothing is escaped.
 func callSize(c *rm.Call, phase rm.Phase) int {
 	n := 370 + len(c.Service) + len(c.Token)
-	if phase == rm.Prepare {
-		n += 140
+	if phase.Works() {
+		n += 240
 		for _, payload := range c.Operations {
 			n += len(payload) + len(`{"payload":},`)
 		}

@@ -28,6 +28,18 @@ func TestCallBodies(t *testing.T) {
 	if got := string(appendCall(nil, c, c.Phase)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	// The one-phase prepare of a branch that has executed all its operations before.
+	c.Operations, c.Executed, c.Execution, c.Forgotten = nil, 3, `a"b`, txnid.ID{}
+	want = head + "prepare" + mid + `,"shard":0,"shards":1,"operations":[],"count":0,"digest":"` + digest + `","executed":3,"execution":"a\"b","one_phase":true}`
+	if got := string(appendCall(nil, c, c.Phase)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	x := call(rm.Execute)
+	x.Digest, x.First, x.Execution = c.Digest, 4, "e1"
+	want = head + "execute" + mid + `,"shard":0,"shards":1,"first":4,"operations":[{"payload":{"amount":5}},{"payload":"x"}],"count":2,"digest":"` + digest + `","execution":"e1"}`
+	if got := string(appendCall(nil, x, x.Phase)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
 	want = head + "commit" + mid + `,"shard":0,"shards":1}`
 	if got := string(appendCall(nil, call(rm.Commit), rm.Commit)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

@@ -34,7 +34,7 @@ func serve(t testing.TB, h http.HandlerFunc) *httptest.Server {
 // at is an endpoint with generous timeouts below url.
 func at(url string) rm.Endpoint {
 	return rm.Endpoint{
-		PrepareURL: url + "/prepare", CommitURL: url + "/commit", RollbackURL: url + "/rollback", StatusURL: url + "/status",
+		PrepareURL: url + "/prepare", CommitURL: url + "/commit", RollbackURL: url + "/rollback", StatusURL: url + "/status", ExecuteURL: url + "/execute",
 		ReadOnly: true, OnePhase: true, MaxInFlight: 16, PrepareTimeout: deadline, FinishTimeout: deadline,
 	}
 }
@@ -44,7 +44,7 @@ func call(phase rm.Phase) *rm.Call {
 		Phase: phase, Cluster: "00112233445566778899aabbccddeeff", Service: "ledger", Txn: txnid.New(1764000000000, [10]byte{1, 2, 3}),
 		Branch: 2, Attempt: 3, Term: 4, Shards: 1, Token: "0001",
 	}
-	if phase == rm.Prepare {
+	if phase.Works() {
 		c.Operations = [][]byte{[]byte(`{"amount":5}`), []byte(`"x"`)}
 	}
 	return c

@@ -19,7 +19,8 @@ type job struct {
 	try     attempt     // of a call under way
 }
 
-// branch identifies the one prepare that may wait or be under way for a branch.
+// branch identifies the one prepare or execute that may wait or be under way for a
+// branch.
 type branch struct {
 	txn    txnid.ID
 	number uint32
@@ -35,7 +36,7 @@ type service struct {
 	maxInFlight int
 	maxPrepares int
 	inFlight    int // all phases
-	preparing   int // of these, prepares
+	preparing   int // of these, prepares and executes
 	finishes    fifo
 	prepares    fifo
 
@@ -52,14 +53,14 @@ func (s *service) setLimit(maxInFlight int) {
 }
 
 func (s *service) mayStart(p rm.Phase) bool {
-	return s.inFlight < s.maxInFlight && (p != rm.Prepare || s.preparing < s.maxPrepares)
+	return s.inFlight < s.maxInFlight && (!p.Works() || s.preparing < s.maxPrepares)
 }
 
 func (s *service) start(j *job) {
 	j.end = s.end
 	s.flying[j] = struct{}{}
 	s.inFlight++
-	if j.call.Phase == rm.Prepare {
+	if j.call.Phase.Works() {
 		s.preparing++
 	}
 }
@@ -67,7 +68,7 @@ func (s *service) start(j *job) {
 func (s *service) finish(j *job) {
 	delete(s.flying, j)
 	s.inFlight--
-	if j.call.Phase == rm.Prepare {
+	if j.call.Phase.Works() {
 		s.preparing--
 	}
 }
@@ -81,7 +82,7 @@ func (s *service) register(e rm.Endpoint) {
 }
 
 func (s *service) push(j *job) {
-	if j.call.Phase == rm.Prepare {
+	if j.call.Phase.Works() {
 		s.prepares.push(j)
 		return
 	}

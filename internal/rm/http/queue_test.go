@@ -396,20 +396,26 @@ func TestMovedServiceIsAskedAtItsNewAddress(t *testing.T) {
 	}
 }
 
-// A prepare whose transaction was decided meanwhile keeps no slot: one that hangs is
-// given up, one that waits is not sent.
-func TestOvertakenPrepareFreesItsSlot(t *testing.T) {
+// A prepare or execute whose transaction was decided meanwhile keeps no slot: one
+// that hangs is given up, one that waits is not sent.
+func TestOvertakenWorkFreesItsSlot(t *testing.T) {
+	for _, phase := range []rm.Phase{rm.Prepare, rm.Execute} {
+		t.Run(phase.String(), func(t *testing.T) { overtaken(t, phase) })
+	}
+}
+
+func overtaken(t *testing.T, phase rm.Phase) {
 	hang := make(chan struct{})
 	var prepares atomic.Int32
 	arrived := make(chan struct{}, 1)
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/prepare" {
+		if r.URL.Path == "/"+phase.String() {
 			if prepares.Add(1) == 1 {
 				arrived <- struct{}{}
 				<-hang
 			}
 		}
-		fmt.Fprint(w, `{"vote":"yes"}`)
+		fmt.Fprint(w, `{"vote":"yes","executed":true,"results":[1,2]}`)
 	})
 	t.Cleanup(func() { close(hang) })
 	e := at(s.URL)
@@ -419,7 +425,7 @@ func TestOvertakenPrepareFreesItsSlot(t *testing.T) {
 	prepare := func(branch uint32) {
 		ch := make(chan rm.Result, 1)
 		results[branch] = ch
-		cl.Call(ofBranch(branch, rm.Prepare), e, func(r rm.Result) { ch <- r })
+		cl.Call(ofBranch(branch, phase), e, func(r rm.Result) { ch <- r })
 	}
 	prepare(1)
 	receive(t, arrived)
@@ -435,7 +441,7 @@ func TestOvertakenPrepareFreesItsSlot(t *testing.T) {
 			t.Errorf("branch %d: %+v, want %q", branch, r, want)
 		}
 	}
-	if r := receive(t, results[3]); r.Kind != rm.Yes {
+	if r := receive(t, results[3]); r.Kind != rm.Yes && r.Kind != rm.Executed {
 		t.Errorf("%+v", r)
 	}
 	if n := prepares.Load(); n != 2 {

@@ -28,6 +28,8 @@ func target(p rm.Phase, e *rm.Endpoint) string {
 		return e.RollbackURL
 	case rm.Status:
 		return e.StatusURL
+	case rm.Execute:
+		return e.ExecuteURL
 	}
 	return ""
 }
@@ -39,7 +41,7 @@ func (cl *Client) try(j *job) rm.Result {
 	began := time.Now()
 	c, e := j.call, &j.end
 	timeout, target := e.FinishTimeout, target(c.Phase, e)
-	if c.Phase == rm.Prepare {
+	if c.Phase.Works() {
 		timeout = e.PrepareTimeout
 	}
 	if target == "" {
@@ -49,6 +51,8 @@ func (cl *Client) try(j *job) rm.Result {
 		switch c.Phase {
 		case rm.Prepare:
 			return decodePrepare(status, body, e.ReadOnly, cl.cfg.MaxResults)
+		case rm.Execute:
+			return decodeExecute(status, body, len(c.Operations))
 		case rm.Status:
 			return decodeStatus(status, body)
 		default:
@@ -158,6 +162,10 @@ func newRequest(u *url.URL, c *rm.Call, phase rm.Phase, bodyBytes int) *http.Req
 	key = strconv.AppendUint(key, uint64(c.Branch), 10)
 	key = append(key, '/')
 	key = append(key, phase.String()...)
+	if phase == rm.Execute { // a branch has several
+		key = append(key, '/')
+		key = strconv.AppendUint(key, uint64(c.First), 10)
+	}
 	header := http.Header{
 		"Content-Type":    contentType,
 		"User-Agent":      userAgent,
