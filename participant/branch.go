@@ -15,6 +15,10 @@ type Branch struct {
 	Token       string            // fencing token of the branch's locks; later grants compare greater as text. May be empty
 	Operations  []json.RawMessage // payloads in their order, exactly as received; the same in every phase
 	OnePhase    bool              // it is committed in the same local transaction
+
+	// Executed says, in Prepare and Execute, how many of Operations have been executed
+	// by an Executor: Prepare does those behind them. 0 in Commit and Rollback.
+	Executed int
 }
 
 // Preparer is the service's work where the database itself holds, commits and
@@ -48,6 +52,21 @@ type Handler interface {
 	Rollback(ctx context.Context, tx *sql.Tx, b Branch) error
 }
 
+// Executor is implemented by a Handler or Preparer whose operations may also be
+// executed one by one, before the client asks to commit, so that it gets their
+// results at once. They run in one local transaction of the branch, which stays
+// open between them and in which Prepare goes on: what was executed is not yet
+// visible to others, and is gone when the connection, the process or its idle time
+// ends. The branch then votes no.
+type Executor interface {
+	// Execute executes b.Operations[b.Executed], the last of them, and returns its
+	// result, a JSON value or nil. All its work goes through tx, which it must not end.
+	//
+	// An error made by No refuses, and with it the whole transaction. Any other error
+	// is no answer, and the operation may be executed again; what it wrote is undone.
+	Execute(ctx context.Context, tx *sql.Tx, b Branch) (result json.RawMessage, err error)
+}
+
 // ReadOnly is returned by Prepare, together with the results, when the branch
 // only read: it ends here and is not asked to commit.
 var ReadOnly = errors.New("participant: read only") //nolint:errname,staticcheck // a vote, named as one
@@ -57,7 +76,7 @@ type refusal struct{ reason string }
 
 func (r *refusal) Error() string { return r.reason }
 
-// No is returned by Prepare to vote no. The reason is shown to the client; it is
+// No is returned by Prepare to vote no, and by Execute to refuse. The reason is shown to the client; it is
 // cut to 1,024 bytes.
 func No(reason string) error {
 	// A NUL cannot be recorded everywhere.

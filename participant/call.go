@@ -20,6 +20,7 @@ const (
 	PhaseCommit   Phase = "commit"
 	PhaseRollback Phase = "rollback"
 	PhaseStatus   Phase = "status"
+	PhaseExecute  Phase = "execute"
 )
 
 // Call is one message of the coordinator, checked for form.
@@ -31,21 +32,25 @@ type Call struct {
 	Service        string
 	Attempt, Term  uint64
 	Token          string
-	ForgottenBelow string // empty: not given
-	Shard, Shards  uint32 // Shards is 0 when not given
-	Operations     []json.RawMessage
-	Count          int
-	Digest         string // hex
+	ForgottenBelow string            // empty: not given
+	Shard, Shards  uint32            // Shards is 0 when not given
+	Operations     []json.RawMessage // of this call
+	Count          int               // of Operations
+	Digest         string            // hex; of what was executed before, and Operations
 	OnePhase       bool
+	First          int    // execute: operations of the branch that were executed before this call
+	Executed       int    // prepare: operations of the branch that were executed before
+	Execution      string // names the open local transaction that they were executed in; empty: not given
 }
 
 // Mismatch says why the call's operations are not those its count and digest
-// name, or is empty. A participant votes no on a mismatch.
+// name, or is empty. A participant votes no on a mismatch. Where operations were
+// executed before, only who executed them can check the digest.
 func (c *Call) Mismatch() string {
 	switch {
 	case c.Count != len(c.Operations):
 		return fmt.Sprintf("count is %d, but there are %d operations", c.Count, len(c.Operations))
-	case c.Digest != Digest(c.Operations):
+	case c.First+c.Executed == 0 && c.Digest != Digest(c.Operations):
 		return "digest does not match the operations"
 	}
 	return ""
@@ -56,12 +61,17 @@ func (c *Call) Mismatch() string {
 func Digest(payloads []json.RawMessage) string {
 	var d []byte
 	for _, p := range payloads {
-		h := sha256.New()
-		h.Write(d)
-		h.Write(p)
-		d = h.Sum(nil)
+		d = digestOn(d, p)
 	}
 	return hex.EncodeToString(d)
+}
+
+// digestOn is the digest d, of the payloads before, with one more.
+func digestOn(d []byte, payload json.RawMessage) []byte {
+	h := sha256.New()
+	h.Write(d)
+	h.Write(payload)
+	return h.Sum(nil)
 }
 
 // Vote is the answer to a prepare.
@@ -94,6 +104,9 @@ type InDoubt struct {
 //
 // An error that wraps ErrStale is answered 412, ErrOverloaded 503, ErrCluster
 // 421, any other 500: none of them is a definite answer, and nothing may have changed.
+//
+// A Resource that also has Execute(ctx, *Call) (Execution, error) takes calls of
+// PhaseExecute.
 type Resource interface {
 	// Prepare executes and votes; the vote is durable when it returns.
 	Prepare(ctx context.Context, c *Call) (Vote, error)
@@ -117,8 +130,12 @@ var (
 )
 
 const (
-	maxTokenBytes = 512
-	maxShards     = 4096 // the home shard is in 12 bits of the id
+	maxTokenBytes     = 512
+	maxShards         = 4096 // the home shard is in 12 bits of the id
+	maxExecutionBytes = 64
+	// maxExecuted bounds the operations of one branch that are executed before its
+	// prepare.
+	maxExecuted = 1024
 )
 
 // parseCall decodes and checks a body. Fields it does not know are ignored, so
@@ -142,6 +159,10 @@ func parseCall(body []byte, maxOperations int) (*Call, error) {
 		Count    *int   `json:"count"`
 		Digest   string `json:"digest"`
 		OnePhase bool   `json:"one_phase"`
+
+		First     *int   `json:"first"`
+		Executed  int    `json:"executed"`
+		Execution string `json:"execution"`
 	}
 	if err := json.Unmarshal(body, &w); err != nil {
 		return nil, fmt.Errorf("body: %w", err)
@@ -173,20 +194,37 @@ func parseCall(body []byte, maxOperations int) (*Call, error) {
 			return nil, fmt.Errorf("shard: %d of %d is not the home of %s", c.Shard, c.Shards, c.Transaction)
 		}
 	}
-	if c.Phase != PhasePrepare {
+	switch c.Phase {
+	case PhasePrepare:
+		c.Executed = w.Executed
+	case PhaseExecute:
+		if w.First == nil {
+			return nil, errors.New("first: missing")
+		}
+		c.First = *w.First
+	default:
 		return c, nil
 	}
+	c.Execution = w.Execution
 	switch {
-	case len(w.Operations) == 0:
+	case c.First < 0 || c.First > maxExecuted:
+		return nil, fmt.Errorf("first: not a number from 0 to %d", maxExecuted)
+	case c.Executed < 0 || c.Executed > maxExecuted:
+		return nil, fmt.Errorf("executed: not a number from 0 to %d", maxExecuted)
+	case len(c.Execution) > maxExecutionBytes:
+		return nil, fmt.Errorf("execution: longer than %d bytes", maxExecutionBytes)
+	case len(w.Operations) == 0 && c.Executed == 0:
 		return nil, errors.New("operations: missing or empty")
 	case len(w.Operations) > maxOperations:
 		return nil, fmt.Errorf("operations: %d, more than the limit of %d", len(w.Operations), maxOperations)
-	case w.Count == nil:
+	case w.Count == nil && c.Phase == PhasePrepare:
 		return nil, errors.New("count: missing")
 	case len(c.Digest) != 2*sha256.Size:
 		return nil, fmt.Errorf("digest: not %d hex digits", 2*sha256.Size)
 	}
-	c.Count = *w.Count
+	if c.Count = len(w.Operations); w.Count != nil {
+		c.Count = *w.Count
+	}
 	c.Operations = make([]json.RawMessage, len(w.Operations))
 	for i, op := range w.Operations {
 		if op.Payload == nil {

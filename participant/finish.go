@@ -12,9 +12,30 @@ import (
 // Finish commits or rolls back the branch, or says what became of it. See Resource.
 func (p *Participant) Finish(ctx context.Context, c *Call) (Outcome, error) {
 	if p.native != nil {
+		if err := p.native.bind(ctx, c); err != nil {
+			return "", err
+		}
+	}
+	p.forget.note(c) // not before: another cluster's says nothing here
+	if p.executor != nil && (c.Phase == PhaseRollback || p.open.has(c)) {
+		b, err := p.open.enter(ctx, c, c.Phase == PhaseRollback)
+		if err != nil {
+			return "", err
+		}
+		defer p.open.leave(b)
+		if b.transaction != nil {
+			if err := p.open.admit(b, c); err != nil {
+				return "", err
+			}
+			if c.Phase == PhaseCommit {
+				return OutcomeUnknown, nil // nobody was told yes
+			}
+			p.open.end(b)
+		}
+	}
+	if p.native != nil {
 		return p.native.finish(ctx, c)
 	}
-	p.forget.note(c)
 	state, outcome, work := stateCommitted, OutcomeCommitted, p.cfg.Handler.Commit
 	if c.Phase == PhaseRollback {
 		state, outcome, work = stateRolledBack, OutcomeRolledBack, p.cfg.Handler.Rollback

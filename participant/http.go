@@ -18,7 +18,7 @@ import (
 type Limits struct {
 	MaxBodyBytes   int64         // of one call. Default 2 MiB
 	MaxOperations  int           // of one branch. Default 64
-	MaxInFlight    int           // prepares, and besides them as many other calls, served at once; further ones are answered 503. Default 64
+	MaxInFlight    int           // prepares, and besides them as many executes and as many other calls, served at once; further ones are answered 503. Default 64
 	CallTimeout    time.Duration // of the work for one call. Default 10s
 	MaxInDoubtPage int           // branches in one in-doubt page. Default 1,000
 }
@@ -43,8 +43,8 @@ func (l Limits) withDefaults() Limits {
 }
 
 // NewHandler serves a Resource over HTTP as the given service: POST to a path
-// that ends in /prepare, /commit, /rollback or /status, and GET /in-doubt. It can
-// be mounted below any path. A nil logger is slog's default.
+// that ends in /prepare, /commit, /rollback, /status or /execute, and GET /in-doubt.
+// It can be mounted below any path. A nil logger is slog's default.
 //
 // It authenticates nobody: put it behind whatever the service's own callers pass.
 func NewHandler(service string, r Resource, l Limits, log *slog.Logger) http.Handler {
@@ -54,18 +54,25 @@ func NewHandler(service string, r Resource, l Limits, log *slog.Logger) http.Han
 	}
 	return &binding{
 		service: service, resource: r, limits: l, log: log,
-		// Two limits, so that a flood of prepares cannot shut out the calls that end branches.
+		// Three limits: a flood of prepares must not shut out the calls that end branches,
+		// nor executes, which may wait for the rows of an open branch, its prepare.
+		executes: make(chan struct{}, l.MaxInFlight),
 		prepares: make(chan struct{}, l.MaxInFlight),
 		others:   make(chan struct{}, l.MaxInFlight),
 	}
 }
 
 type binding struct {
-	service          string
-	resource         Resource
-	limits           Limits
-	log              *slog.Logger
-	prepares, others chan struct{}
+	service                    string
+	resource                   Resource
+	limits                     Limits
+	log                        *slog.Logger
+	executes, prepares, others chan struct{}
+}
+
+// executing is a Resource that executes before prepare.
+type executing interface {
+	Execute(ctx context.Context, c *Call) (Execution, error)
 }
 
 func (h *binding) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -74,12 +81,14 @@ func (h *binding) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch route {
 	case "prepare":
 		slots = h.prepares
+	case "execute":
+		slots = h.executes
 	case "commit", "rollback", "status":
 	case "in-doubt":
 		method = http.MethodGet
 	default:
 		// Not 404 with an outcome: this says nothing about any branch.
-		fail(w, http.StatusNotFound, "no such path: want prepare, commit, rollback, status or in-doubt")
+		fail(w, http.StatusNotFound, "no such path: want prepare, commit, rollback, status, execute or in-doubt")
 		return
 	}
 	if r.Method != method {
@@ -152,6 +161,8 @@ func (h *binding) call(ctx context.Context, w http.ResponseWriter, c *Call) {
 			Reason  string            `json:"reason,omitempty"`
 			Results []json.RawMessage `json:"results,omitempty"`
 		}{v.Vote, v.Reason, v.Results})
+	case PhaseExecute:
+		h.execute(ctx, w, c)
 	case PhaseStatus:
 		o, err := h.resource.Status(ctx, c)
 		if err != nil {
@@ -177,6 +188,31 @@ func (h *binding) call(ctx context.Context, w http.ResponseWriter, c *Call) {
 		default: // it contradicts
 		}
 		reply(w, status, outcomeBody{o})
+	}
+}
+
+func (h *binding) execute(ctx context.Context, w http.ResponseWriter, c *Call) {
+	r, can := h.resource.(executing)
+	x, err := Execution{Reason: ReasonExecuteUnsupported, Message: "this participant executes nothing before prepare"}, error(nil)
+	if can {
+		x, err = r.Execute(ctx, c)
+	}
+	switch {
+	case err != nil:
+		h.answerError(w, string(c.Phase), c, err)
+	case x.Executed:
+		reply(w, http.StatusOK, struct {
+			Executed  bool              `json:"executed"`
+			Execution string            `json:"execution,omitempty"`
+			Results   []json.RawMessage `json:"results"`
+		}{true, x.ID, x.Results})
+	default:
+		reply(w, http.StatusOK, struct {
+			Executed  bool   `json:"executed"`
+			Reason    string `json:"reason"`
+			Message   string `json:"message,omitempty"`
+			Retryable bool   `json:"retryable,omitempty"`
+		}{false, x.Reason, x.Message, x.Retryable})
 	}
 }
 

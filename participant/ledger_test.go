@@ -27,37 +27,51 @@ type posting struct {
 	Amount  int64  `json:"amount"` // 0 asks for the balance
 }
 
-func (ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
+func (l ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
 	var results []json.RawMessage
-	readOnly := true
-	for _, op := range b.Operations {
+	readOnly := b.Executed == 0
+	for _, op := range b.Operations[b.Executed:] {
 		var p posting
 		if err := json.Unmarshal(op, &p); err != nil {
 			return nil, participant.No("not a posting: " + err.Error())
 		}
-		if p.Amount != 0 {
-			readOnly = false
-		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO account (name, balance) VALUES (?, 100) ON CONFLICT DO NOTHING`, p.Account); err != nil {
+		readOnly = readOnly && p.Amount == 0
+		result, err := l.reserve(ctx, tx, b, p)
+		if err != nil {
 			return nil, err
 		}
-		var free int64
-		if err := tx.QueryRowContext(ctx, `UPDATE account SET reserved = reserved + MAX(-?, 0) WHERE name = ? RETURNING balance - reserved`,
-			p.Amount, p.Account).Scan(&free); err != nil {
-			return nil, err
-		}
-		if free < 0 {
-			return nil, participant.No("insufficient funds")
-		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO reservation VALUES (?, ?, ?, ?)`, b.Transaction, b.Number, p.Account, p.Amount); err != nil {
-			return nil, err
-		}
-		results = append(results, json.RawMessage(fmt.Sprintf(`{"free":%d}`, free)))
+		results = append(results, result)
 	}
 	if readOnly {
 		return results, participant.ReadOnly
 	}
 	return results, nil
+}
+
+func (l ledger) Execute(ctx context.Context, tx *sql.Tx, b participant.Branch) (json.RawMessage, error) {
+	var p posting
+	if err := json.Unmarshal(b.Operations[b.Executed], &p); err != nil {
+		return nil, participant.No("not a posting: " + err.Error())
+	}
+	return l.reserve(ctx, tx, b, p)
+}
+
+func (ledger) reserve(ctx context.Context, tx *sql.Tx, b participant.Branch, p posting) (json.RawMessage, error) {
+	if _, err := tx.ExecContext(ctx, `INSERT INTO account (name, balance) VALUES (?, 100) ON CONFLICT DO NOTHING`, p.Account); err != nil {
+		return nil, err
+	}
+	var free int64
+	if err := tx.QueryRowContext(ctx, `UPDATE account SET reserved = reserved + MAX(-?, 0) WHERE name = ? RETURNING balance - reserved`,
+		p.Amount, p.Account).Scan(&free); err != nil {
+		return nil, err
+	}
+	if free < 0 {
+		return nil, participant.No("insufficient funds")
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO reservation VALUES (?, ?, ?, ?)`, b.Transaction, b.Number, p.Account, p.Amount); err != nil {
+		return nil, err
+	}
+	return json.RawMessage(fmt.Sprintf(`{"free":%d}`, free)), nil
 }
 
 func (ledger) Commit(ctx context.Context, tx *sql.Tx, b participant.Branch) error {

@@ -31,7 +31,7 @@ type row struct {
 
 // queries are the statements of a participant, in its database's spelling.
 type queries struct {
-	insert, read, lock, finish, touch, vote, inDoubt,
+	insert, read, lock, finish, touch, vote, settle, inDoubt,
 	readForgotten, insertForgotten, raiseForgotten, page, remove string
 }
 
@@ -48,6 +48,8 @@ func plainQueries() queries {
 		finish: finishQuery(""),
 		touch:  `UPDATE assent_outcome SET state = ?, term = ?, token = ?, updated_ms = ? WHERE txn = ? AND branch = ?`,
 		vote:   `UPDATE assent_outcome SET state = ?, results = ?, reason = ? WHERE txn = ? AND branch = ?`,
+		settle: `UPDATE assent_outcome SET state = ?, digest = ?, op_count = ?, one_phase = ?, token = ?, term = ?,
+			operations = ?, results = ?, reason = '', updated_ms = ? WHERE txn = ? AND branch = ?`,
 		inDoubt: `SELECT txn, branch, updated_ms FROM assent_outcome
 			WHERE state = 'prepared' AND (txn > ? OR (txn = ? AND branch > ?)) ORDER BY txn, branch LIMIT ?`,
 		readForgotten:   `SELECT forgotten FROM assent_watermark WHERE shards = ? AND shard = ?`,
@@ -108,7 +110,7 @@ func (p *Participant) insertRow(ctx context.Context, tx *sql.Tx, c *Call, r row)
 // newRow is the first row of a prepare.
 func newRow(c *Call, state string) row {
 	return row{
-		state: state, digest: c.Digest, opCount: c.Count, onePhase: c.OnePhase,
+		state: state, digest: c.Digest, opCount: c.Executed + c.Count, onePhase: c.OnePhase,
 		token: c.Token, term: c.Term, operations: c.Operations,
 	}
 }

@@ -29,6 +29,15 @@ type Config struct {
 	// the driver's busy timeout.)
 	LockTimeout time.Duration
 
+	// MaxOpenBranches bounds the branches whose local transaction is open because
+	// operations of theirs were executed (see Executor); further ones are answered
+	// 503. Each keeps a connection of DB, and on SQLite the only write lock. Default
+	// 32, and at most half of DB's MaxOpenConns, but 1.
+	MaxOpenBranches int
+	// OpenIdle is how long such a transaction waits for the next call; then it is
+	// rolled back and the branch votes no. Default 30s.
+	OpenIdle time.Duration
+
 	Limits         Limits        // of the HTTP binding
 	ForgetInterval time.Duration // between two rounds of deleting forgotten outcome rows. Default 1s
 	Logger         *slog.Logger  // default: slog.Default()
@@ -42,6 +51,8 @@ type Participant struct {
 	log      *slog.Logger
 	queries  queries
 	preparer Preparer
+	executor Executor // nil: nothing is executed before prepare
+	open     openBranches
 	native   *native       // nil: reserve, confirm, cancel
 	scripts  scripts       // with native
 	writer   chan struct{} // nil, or the one write transaction of this process
@@ -71,6 +82,8 @@ func New(ctx context.Context, cfg Config) (*Participant, error) {
 	if cfg.Handler != nil {
 		p.preparer = cfg.Handler
 	}
+	p.executor, _ = p.preparer.(Executor)
+	p.open.start(p)
 	if cfg.Dialect.singleWriter {
 		p.writer = make(chan struct{}, 1)
 	}
@@ -127,6 +140,15 @@ func (cfg *Config) complete() error {
 	if cfg.LockTimeout <= 0 {
 		cfg.LockTimeout = defaultLockTimeout
 	}
+	if cfg.MaxOpenBranches <= 0 {
+		cfg.MaxOpenBranches = defaultMaxOpenBranches
+		if conns := cfg.DB.Stats().MaxOpenConnections; conns > 0 {
+			cfg.MaxOpenBranches = min(cfg.MaxOpenBranches, max(conns/2, 1))
+		}
+	}
+	if cfg.OpenIdle <= 0 {
+		cfg.OpenIdle = defaultOpenIdle
+	}
 	if cfg.ForgetInterval <= 0 {
 		cfg.ForgetInterval = time.Second
 	}
@@ -137,8 +159,16 @@ func (cfg *Config) complete() error {
 	return nil
 }
 
-// Close ends the background work. The handler must not be served any more.
-func (p *Participant) Close() { p.forget.close() }
+// Close ends the background work and rolls back what is open and not prepared. The
+// handler must not be served any more.
+func (p *Participant) Close() {
+	p.open.close()
+	p.forget.close()
+}
+
+// OpenBranches is the number of branches whose local transaction is open between
+// calls; see Executor.
+func (p *Participant) OpenBranches() int { return p.open.count() }
 
 // Handler serves the participant over HTTP; see NewHandler.
 func (p *Participant) Handler() http.Handler {
@@ -150,6 +180,9 @@ const (
 	firstPause         = time.Millisecond
 	longPause          = 100 * time.Millisecond
 	defaultLockTimeout = 2 * time.Second
+
+	defaultMaxOpenBranches = 32
+	defaultOpenIdle        = 30 * time.Second
 )
 
 // transacting is how a local transaction is run.
@@ -163,17 +196,32 @@ type transacting struct {
 // When transact returns an error, the transaction may still have been committed
 // if the commit itself failed: nobody was told, and the next call finds the row.
 func (p *Participant) transact(ctx context.Context, how transacting, f func(tx *sql.Tx) (commit bool, err error)) error {
-	if p.writer != nil {
-		select {
-		case p.writer <- struct{}{}:
-			defer func() { <-p.writer }()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	release, err := p.takeWriter(ctx)
+	if err != nil {
+		return err
 	}
+	defer release()
+	return p.again(ctx, how.maxTries, func() error { return p.transactOnce(ctx, how.options, f) })
+}
+
+// takeWriter waits for the turn to write, where one must be waited for.
+func (p *Participant) takeWriter(ctx context.Context) (release func(), err error) {
+	if p.writer == nil {
+		return func() {}, nil
+	}
+	select {
+	case p.writer <- struct{}{}:
+		return func() { <-p.writer }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// again runs f, and again while the database asks for that.
+func (p *Participant) again(ctx context.Context, maxTries int, f func() error) error {
 	pause := firstPause
 	for try := 1; ; try++ {
-		err := p.transactOnce(ctx, how.options, f)
+		err := f()
 		switch {
 		case err == nil:
 			return nil
@@ -181,7 +229,7 @@ func (p *Participant) transact(ctx context.Context, how transacting, f func(tx *
 			return fmt.Errorf("%w: a lock was not granted in time: %w", ErrOverloaded, err)
 		case !p.cfg.Dialect.retryable(err) && !errors.Is(err, errRaced):
 			return err
-		case try == how.maxTries:
+		case try == maxTries:
 			return fmt.Errorf("%w: the database was busy %d times: %w", ErrOverloaded, try, err)
 		}
 		if ended := rest(ctx, &pause); ended != nil {

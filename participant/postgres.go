@@ -161,7 +161,7 @@ func postgresQueries(insertWait, workWait time.Duration) queries {
 	q.raiseForgotten = `UPDATE assent_watermark SET forgotten = ?
 		WHERE (shards = ? AND shard = ? AND forgotten < ?) OR (shards = 0 AND shard = 0)`
 	for _, query := range []*string{
-		&q.insert, &q.read, &q.lock, &q.finish, &q.touch, &q.vote, &q.inDoubt,
+		&q.insert, &q.read, &q.lock, &q.finish, &q.touch, &q.vote, &q.settle, &q.inDoubt,
 		&q.readForgotten, &q.insertForgotten, &q.raiseForgotten, &q.page, &q.remove,
 	} {
 		*query = numbered(*query)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -65,8 +66,16 @@ func openPostgres(t testing.TB, dsn string) *sql.DB {
 // reserving is the ledger by reserve, confirm, cancel.
 type reserving struct{}
 
-func (reserving) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
-	return postAll(b, func(p posting) (free int64, err error) {
+func (r reserving) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
+	return postAll(b, r.post(ctx, tx, b))
+}
+
+func (r reserving) Execute(ctx context.Context, tx *sql.Tx, b participant.Branch) (json.RawMessage, error) {
+	return postOne(b, r.post(ctx, tx, b))
+}
+
+func (reserving) post(ctx context.Context, tx *sql.Tx, b participant.Branch) func(posting) (free int64, err error) {
+	return func(p posting) (free int64, err error) {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO account (name, balance) VALUES ($1, 100) ON CONFLICT DO NOTHING`, p.Account); err != nil {
 			return 0, err
 		}
@@ -76,14 +85,25 @@ func (reserving) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) 
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO reservation VALUES ($1, $2, $3, $4)`, b.Transaction, b.Number, p.Account, p.Amount)
 		return free, err
-	})
+	}
+}
+
+// postOne executes the last operation.
+func postOne(b participant.Branch, do func(posting) (free int64, err error)) (json.RawMessage, error) {
+	b.Operations = b.Operations[b.Executed:]
+	b.Executed = 0
+	results, err := postAll(b, do)
+	if err != nil && !errors.Is(err, participant.ReadOnly) {
+		return nil, err
+	}
+	return results[0], nil
 }
 
 // postAll does each operation, and votes.
 func postAll(b participant.Branch, do func(posting) (free int64, err error)) ([]json.RawMessage, error) {
 	var results []json.RawMessage
-	readOnly := true
-	for _, op := range b.Operations {
+	readOnly := b.Executed == 0
+	for _, op := range b.Operations[b.Executed:] {
 		var p posting
 		if err := json.Unmarshal(op, &p); err != nil {
 			return nil, participant.No("not a posting: " + err.Error())
@@ -139,8 +159,16 @@ func (reserving) Rollback(ctx context.Context, tx *sql.Tx, b participant.Branch)
 // posted books at once: the database holds it until the decision.
 type posted struct{}
 
-func (posted) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
-	return postAll(b, func(p posting) (free int64, err error) {
+func (r posted) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
+	return postAll(b, r.post(ctx, tx, b))
+}
+
+func (r posted) Execute(ctx context.Context, tx *sql.Tx, b participant.Branch) (json.RawMessage, error) {
+	return postOne(b, r.post(ctx, tx, b))
+}
+
+func (posted) post(ctx context.Context, tx *sql.Tx, b participant.Branch) func(posting) (free int64, err error) {
+	return func(p posting) (free int64, err error) {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO account (name, balance) VALUES ($1, 100) ON CONFLICT DO NOTHING`, p.Account); err != nil {
 			return 0, err
 		}
@@ -149,7 +177,7 @@ func (posted) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO entry VALUES ($1, $2, $3, $4)`, b.Transaction, b.Number, p.Account, p.Amount)
 		return free, err
-	})
+	}
 }
 
 // preparer is a participant.Preparer of a function.

@@ -91,9 +91,9 @@ func (n *native) prepare(ctx context.Context, c *Call) (Vote, error) {
 		}
 	}
 	prepared := false
-	var hold func(*sql.Tx, string) error
+	var hold hold
 	if !c.OnePhase {
-		hold = func(tx *sql.Tx, mark string) error {
+		hold = func(ctx context.Context, tx *sql.Tx, mark string) error {
 			err := prepareTransaction(ctx, tx, gidOf(c), mark)
 			prepared = err == nil
 			return err
@@ -156,10 +156,6 @@ func (n *native) repeat(ctx context.Context, c *Call) (v Vote, found bool, err e
 
 // finish commits or rolls back the branch, or says what became of it.
 func (n *native) finish(ctx context.Context, c *Call) (Outcome, error) {
-	if err := n.bind(ctx, c); err != nil {
-		return "", err
-	}
-	n.p.forget.note(c) // not before: another cluster's says nothing here
 	pause := firstPause
 	for try := 1; ; try++ {
 		outcome, err := n.finishOnce(ctx, c)

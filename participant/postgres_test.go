@@ -64,6 +64,7 @@ func postgresTarget(db func() *sql.DB, way, url string) rmtest.Target {
 			return n, err
 		}
 	}
+	target.OneOpen = false
 	target.Effects, target.Reserved = count("entry"), count("reservation")
 	if way == "prepare" { // what a prepared branch did is seen by nobody
 		target.Reserved, target.NoTerms, target.NoTokens, target.VolatileResults = nil, true, true, true
@@ -116,6 +117,7 @@ func conformsTwice(t *testing.T, s *postgres) {
 		}))
 		t.Cleanup(server.Close)
 		target := postgresTarget(func() *sql.DB { return db }, way, server.URL)
+		target.Execute = false // an open branch lives in one process
 		if way == "prepare" {
 			target.Results = nil // the other process knows none before the commit
 		}

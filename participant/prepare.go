@@ -22,7 +22,21 @@ func (p *Participant) Prepare(ctx context.Context, c *Call) (Vote, error) {
 	return p.prepare(ctx, c, nil)
 }
 
-func (p *Participant) prepare(ctx context.Context, c *Call, hold func(tx *sql.Tx, mark string) error) (Vote, error) {
+// hold takes the work out of tx and makes it durable, and leaves tx to be rolled
+// back; mark names the local transaction.
+type hold func(ctx context.Context, tx *sql.Tx, mark string) error
+
+func (p *Participant) prepare(ctx context.Context, c *Call, hold hold) (Vote, error) {
+	if p.executor != nil && (c.Executed > 0 || p.open.has(c)) {
+		b, err := p.open.enter(ctx, c, false)
+		if err != nil {
+			return Vote{}, err
+		}
+		defer p.open.leave(b)
+		if b.transaction != nil {
+			return p.prepareOpen(ctx, c, b, hold)
+		}
+	}
 	v, ended, err := p.work(ctx, c, hold)
 	if err != nil && !errors.Is(err, errBranchBusy) {
 		if reason := p.cfg.Dialect.verdict(err); reason != "" {
@@ -36,21 +50,18 @@ func (p *Participant) prepare(ctx context.Context, c *Call, hold func(tx *sql.Tx
 }
 
 // work executes the branch in a local transaction and commits it, or hands it to
-// hold, which takes it out of tx and leaves tx to be rolled back; mark names the
-// local transaction. If ended is set, the work was undone and this row is to be
+// hold. If ended is set, the work was undone and this row is to be
 // recorded for it.
-func (p *Participant) work(ctx context.Context, c *Call, hold func(tx *sql.Tx, mark string) error) (v Vote, ended *row, err error) {
+func (p *Participant) work(ctx context.Context, c *Call, hold hold) (v Vote, ended *row, err error) {
 	p.forget.note(c)
 	mismatch := c.Mismatch()
-	r := newRow(c, statePrepared)
-	switch {
-	case mismatch != "":
-		r.state, r.reason = stateRefused, mismatch
-	case c.OnePhase, hold != nil: // a prepared one is seen by nobody before it is committed
-		r.state = stateCommitted
+	wrong := mismatch
+	if c.Executed > 0 { // not here, or no more
+		wrong = lostReason
 	}
-	if hold != nil {
-		r.operations = nil // nobody is handed them again
+	r := preparedRow(c, hold)
+	if wrong != "" {
+		r.state, r.reason = stateRefused, wrong
 	}
 	err = p.transact(ctx, p.working, func(tx *sql.Tx) (bool, error) {
 		v, ended = Vote{}, nil
@@ -66,27 +77,16 @@ func (p *Participant) work(ctx context.Context, c *Call, hold func(tx *sql.Tx, m
 			v = Vote{Vote: "no", Reason: forgottenReason}
 			return false, err // no row: it could not be deleted again
 		}
-		if mismatch != "" {
-			v = Vote{Vote: "no", Reason: mismatch}
+		if wrong != "" {
+			v = Vote{Vote: "no", Reason: wrong}
 			return true, nil
 		}
-		results, err := p.execute(ctx, tx, c)
-		var no *refusal
-		switch {
-		case errors.As(err, &no):
-			ended = refused(c, no.reason)
-			return false, nil
-		case errors.Is(err, ReadOnly):
-			end := newRow(c, stateReadOnly)
-			end.results = results
-			ended = &end
-			return false, nil
-		case err != nil:
+		v, ended, err = p.vote(ctx, tx, c)
+		if err != nil || ended != nil {
 			return false, err
 		}
-		v = Vote{Vote: "yes", Results: results}
-		if len(results) > 0 {
-			encoded, err := encodeList(results)
+		if len(v.Results) > 0 {
+			encoded, err := encodeList(v.Results)
 			if err != nil {
 				return false, err
 			}
@@ -96,7 +96,7 @@ func (p *Participant) work(ctx context.Context, c *Call, hold func(tx *sql.Tx, m
 		}
 		switch probe := p.cfg.Dialect.probe; {
 		case hold != nil:
-			return false, hold(tx, mark)
+			return false, hold(ctx, tx, mark)
 		case c.OnePhase && probe != "":
 			// A commit that turns out a rollback would never be an answer.
 			_, err := tx.ExecContext(ctx, probe)
@@ -105,6 +105,36 @@ func (p *Participant) work(ctx context.Context, c *Call, hold func(tx *sql.Tx, m
 		return true, nil
 	})
 	return v, ended, err
+}
+
+// preparedRow is the row of a branch as it is when the vote is yes.
+func preparedRow(c *Call, hold hold) row {
+	r := newRow(c, statePrepared)
+	if c.OnePhase || hold != nil { // a prepared one is seen by nobody before it is committed
+		r.state = stateCommitted
+	}
+	if hold != nil {
+		r.operations = nil // nobody is handed them again
+	}
+	return r
+}
+
+// vote runs the service's Prepare. If ended is set, the work is to be undone and this
+// row recorded.
+func (p *Participant) vote(ctx context.Context, tx *sql.Tx, c *Call) (v Vote, ended *row, err error) {
+	results, err := p.handle(ctx, tx, c)
+	var no *refusal
+	switch {
+	case errors.As(err, &no):
+		return Vote{}, refused(c, no.reason), nil
+	case errors.Is(err, ReadOnly):
+		end := newRow(c, stateReadOnly)
+		end.results = results
+		return Vote{}, &end, nil
+	case err != nil:
+		return Vote{}, nil, err
+	}
+	return Vote{Vote: "yes", Results: results}, nil, nil
 }
 
 // refused is the row of a vote no.
@@ -138,8 +168,8 @@ const (
 	otherOperations = "this branch was prepared with other operations"
 )
 
-// execute runs the handler and checks what it returned.
-func (p *Participant) execute(ctx context.Context, tx *sql.Tx, c *Call) ([]json.RawMessage, error) {
+// handle runs the handler and checks what it returned.
+func (p *Participant) handle(ctx context.Context, tx *sql.Tx, c *Call) ([]json.RawMessage, error) {
 	b := c.branch(c.Operations)
 	results, err := p.preparer.Prepare(ctx, tx, b)
 	if err != nil && !errors.Is(err, ReadOnly) {
@@ -165,7 +195,7 @@ func (p *Participant) execute(ctx context.Context, tx *sql.Tx, c *Call) ([]json.
 }
 
 func (c *Call) branch(operations []json.RawMessage) Branch {
-	return Branch{Transaction: c.Transaction, Number: c.Branch, Token: c.Token, Operations: operations, OnePhase: c.OnePhase}
+	return Branch{Transaction: c.Transaction, Number: c.Branch, Token: c.Token, Operations: operations, OnePhase: c.OnePhase, Executed: c.Executed}
 }
 
 // repeat answers a prepare whose branch has a row.
@@ -185,7 +215,7 @@ func (p *Participant) repeat(ctx context.Context, tx *sql.Tx, c *Call, mismatch 
 		return v, nil
 	case mismatch != "":
 		return Vote{Vote: "no", Reason: mismatch}, nil
-	case c.Digest != r.digest || c.Count != r.opCount:
+	case c.Digest != r.digest || c.Executed+c.Count != r.opCount:
 		return Vote{Vote: "no", Reason: otherOperations}, nil
 	case c.OnePhase != r.onePhase:
 		// Neither yes (it would say the wrong state) nor no (the branch is bound).

@@ -29,6 +29,7 @@ type Endpoints struct {
 	Commit   string `json:"commit"`
 	Rollback string `json:"rollback"`
 	Status   string `json:"status,omitempty"`
+	Execute  string `json:"execute,omitempty"` // empty: nothing is executed before prepare
 }
 
 // RegistrationLimits are what the coordinator keeps to for this service.
@@ -41,11 +42,15 @@ type RegistrationLimits struct {
 // below baseURL. Change what it returns before registering if need be.
 func (p *Participant) Registration(baseURL string) Registration {
 	base := strings.TrimRight(baseURL, "/")
+	endpoints := Endpoints{
+		Prepare: base + "/prepare", Commit: base + "/commit",
+		Rollback: base + "/rollback", Status: base + "/status",
+	}
+	if p.executor != nil {
+		endpoints.Execute = base + "/execute"
+	}
 	return Registration{
-		HTTP: Endpoints{
-			Prepare: base + "/prepare", Commit: base + "/commit",
-			Rollback: base + "/rollback", Status: base + "/status",
-		},
+		HTTP:         endpoints,
 		Capabilities: []string{"one_phase", "read_only", "list_in_doubt", "tombstone"},
 		Limits:       &RegistrationLimits{MaxInFlight: p.cfg.Limits.MaxInFlight},
 	}

@@ -45,9 +45,9 @@ func (s *Script) Guard(n int) (expression, probe string, params [][]byte) {
 
 // Script returns the statements for a prepare with PostgreSQLPrepared; false if the
 // call is one for Prepare alone: the first of its cluster, one-phase, with
-// operations that do not match, or of a branch or transaction that is known here.
+// operations that do not match or were executed before, or of a branch or transaction that is known here.
 func (p *Participant) Script(c *Call) (Script, bool) {
-	if p.native == nil || c.OnePhase || c.Shards == 0 || c.Mismatch() != "" || !p.native.serves(c) || p.native.held.has(c) {
+	if p.native == nil || c.OnePhase || c.Executed > 0 || c.Shards == 0 || c.Mismatch() != "" || !p.native.serves(c) || p.native.held.has(c) {
 		return Script{}, false
 	}
 	p.forget.note(c)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -14,7 +15,10 @@ func onePhase(t *Target) bool { return t.OnePhase }
 
 // cases is the suite. Each case is one demand of the contract, and says in its
 // name what a participant that fails it does not do.
-var cases = []conformance{
+var cases = slices.Concat(baseCases, executeCases)
+
+// baseCases are the demands of the phases that every participant has.
+var baseCases = []conformance{
 	{name: "commit applies once", run: func(e *env) {
 		b := e.branch(e.suite.target.Succeed, e.suite.target.Succeed)
 		b.expect("prepare", "yes")

@@ -32,6 +32,10 @@ type branch struct {
 	token      string
 	onePhase   bool
 	forgotten  string
+	executed   int            // payloads that are executed before the prepare, which carries the others
+	first      int            // of the payloads that an execute carries
+	last       int            // and the one behind them
+	execution  string         // that later calls name
 	overridden map[string]any // fields to send instead of the right ones; nil value: leave out
 }
 
@@ -98,13 +102,24 @@ func (b *branch) body(phase string) []byte {
 	if b.forgotten != "" {
 		fields["forgotten_below"] = b.forgotten
 	}
-	if phase == "prepare" {
-		operations := make([]map[string]json.RawMessage, len(b.payloads))
-		for i, p := range b.payloads {
+	if phase == "prepare" || phase == "execute" {
+		first, last := b.executed, len(b.payloads)
+		if phase == "execute" {
+			first, last = b.first, b.last
+			fields["first"] = first
+		}
+		operations := make([]map[string]json.RawMessage, last-first)
+		for i, p := range b.payloads[first:last] {
 			operations[i] = map[string]json.RawMessage{"payload": p}
 		}
-		fields["operations"], fields["count"], fields["digest"] = operations, len(b.payloads), digest(b.payloads)
-		if b.onePhase {
+		fields["operations"], fields["count"], fields["digest"] = operations, len(operations), digest(b.payloads[:last])
+		if b.execution != "" {
+			fields["execution"] = b.execution
+		}
+		if phase == "prepare" && b.executed > 0 {
+			fields["executed"] = b.executed
+		}
+		if phase == "prepare" && b.onePhase {
 			fields["one_phase"] = true
 		}
 	}
@@ -129,8 +144,9 @@ type answer struct {
 	status int
 	body   string
 	parsed struct {
-		Vote, Reason, Outcome string
-		Results               []json.RawMessage
+		Vote, Reason, Outcome, Execution string
+		Executed                         *bool
+		Results                          []json.RawMessage
 	}
 	err error
 }
@@ -146,7 +162,15 @@ const maxAnswerBytes = 1 << 20
 
 // call makes one call; it may be used from any goroutine.
 func (b *branch) call(phase string) answer {
-	return b.env.post(phase, b.body(phase), fmt.Sprintf("%s/%d/%s", b.id, b.number, phase))
+	return b.env.post(phase, b.body(phase), b.key(phase))
+}
+
+func (b *branch) key(phase string) string {
+	key := fmt.Sprintf("%s/%d/%s", b.id, b.number, phase)
+	if phase == "execute" {
+		key += fmt.Sprint("/", b.first)
+	}
+	return key
 }
 
 func (e *env) post(phase string, body []byte, key string) answer {
@@ -169,8 +193,8 @@ func (e *env) post(phase string, body []byte, key string) answer {
 	return a
 }
 
-// kind is the answer in one word: yes, no, read_only (prepare), done,
-// unknown, committed, rolled_back (finish: a contradiction), prepared (status),
+// kind is the answer in one word: yes, no, read_only (prepare), executed, refused
+// (execute), done, unknown, committed, rolled_back (finish: a contradiction), prepared (status),
 // or indefinite.
 func (a answer) kind(phase string) string {
 	switch {
@@ -182,6 +206,14 @@ func (a answer) kind(phase string) string {
 			return "no"
 		case a.status == http.StatusOK && (v == "yes" || v == "no" || v == "read_only"):
 			return v
+		}
+	case phase == "execute":
+		switch x := a.parsed.Executed; {
+		case a.status != http.StatusOK || x == nil:
+		case *x:
+			return "executed"
+		default:
+			return "refused"
 		}
 	case phase == "status":
 		if o := a.parsed.Outcome; a.status == http.StatusOK && (o == "unknown" || o == "prepared" || o == "committed" || o == "rolled_back") {
@@ -276,7 +308,7 @@ func (e *env) restart() {
 func (b *branch) together(n int, phase string) map[string]int {
 	const maxTries = 200
 	answers := make(chan string, n)
-	body, key := b.body(phase), fmt.Sprintf("%s/%d/%s", b.id, b.number, phase)
+	body, key := b.body(phase), b.key(phase)
 	for range n {
 		go func() {
 			kind := "indefinite"

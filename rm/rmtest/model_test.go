@@ -22,6 +22,16 @@ type model struct {
 	counts map[string]int       // durable: committed effects by marker
 	holds  map[string]int       // durable: reservations by marker
 	below  string               // forgotten_below
+	open   map[string]*modelOpen
+}
+
+// modelOpen is what a branch has executed; not durable.
+type modelOpen struct {
+	term     uint64
+	id       string
+	payloads []json.RawMessage
+	results  []json.RawMessage
+	markers  []string
 }
 
 type modelRow struct {
@@ -30,6 +40,7 @@ type modelRow struct {
 	onePhase             bool
 	term                 uint64
 	markers              []string
+	executed             int
 	results              []json.RawMessage
 	hidden               bool // the results show again when the branch is committed
 }
@@ -41,13 +52,16 @@ type modelCall struct {
 	ForgottenBelow                             string `json:"forgotten_below"`
 	OnePhase                                   bool   `json:"one_phase"`
 	Count                                      int
+	First                                      *int
+	Executed                                   int
+	Execution                                  string
 	Operations                                 []struct {
 		Payload json.RawMessage
 	}
 }
 
 func newModel(bug string) *model {
-	return &model{bug: bug, rows: map[string]*modelRow{}, counts: map[string]int{}, holds: map[string]int{}}
+	return &model{bug: bug, rows: map[string]*modelRow{}, counts: map[string]int{}, holds: map[string]int{}, open: map[string]*modelOpen{}}
 }
 
 type modelAnswer struct {
@@ -82,7 +96,8 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	phase := path.Base(r.URL.Path)
 	if err != nil || len(c.Transaction) != 36 || c.Transaction[14] != '7' || slices.ContainsFunc([]byte(c.Transaction), func(b byte) bool { return b >= 'A' && b <= 'Z' }) ||
-		c.Branch == 0 || c.Phase != phase || phase == "prepare" && len(c.Operations) == 0 {
+		c.Branch == 0 || c.Phase != phase || phase == "prepare" && len(c.Operations) == 0 && c.Executed == 0 ||
+		phase == "execute" && m.bug != "executes rubbish" && (len(c.Operations) == 0 || c.First == nil || *c.First < 0) {
 		http.Error(w, "malformed", http.StatusBadRequest)
 		return
 	}
@@ -122,6 +137,28 @@ func (m *model) answer(c *modelCall, phase string) modelAnswer {
 	}
 	if row != nil && m.bug != "forgets newer terms" {
 		row.term, row.token = max(row.term, c.Term), max(row.token, c.Token)
+	}
+	openKey := key
+	if m.bug == "one open branch for all" {
+		openKey = "all"
+	}
+	open := m.open[openKey]
+	if open != nil && c.Term < open.term && m.bug != "executes for an older term" {
+		return modelAnswer{http.StatusPreconditionFailed, nil}
+	}
+	if open != nil {
+		open.term = max(open.term, c.Term)
+	}
+	switch {
+	case phase == "execute":
+		return m.execute(c, key, openKey, row, open)
+	case phase == "prepare" && row == nil && (open != nil || c.Executed > 0):
+		return m.prepareOpen(c, key, openKey, open)
+	case phase == "rollback" && open != nil:
+		delete(m.open, openKey)
+		if m.bug == "rollback of an open branch leaves no tombstone" {
+			return outcome(200, "rolled_back")
+		}
 	}
 	switch phase {
 	case "prepare":
@@ -174,6 +211,10 @@ func (m *model) prepare(c *modelCall, key string, row *modelRow) modelAnswer {
 			if m.bug != "no is not sticky" {
 				return vote("no", nil)
 			}
+		case row.executed > 0 && m.bug == "no to what was executed before":
+			return vote("no", nil)
+		case row.executed > 0 && c.Digest == row.digest && c.Executed+c.Count == row.count: // as below
+			return vote("yes", row.results)
 		case mismatch, m.bug != "ignores other work" && (row.digest != c.Digest || row.count != c.Count):
 			return vote("no", nil)
 		case row.state == "read_only":
@@ -318,6 +359,7 @@ func (m *model) rollback(c *modelCall, key string, row *modelRow) modelAnswer {
 func (m *model) restart() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	clear(m.open)
 	switch m.bug {
 	case "forgets prepared at restart":
 		for key, row := range m.rows {

@@ -45,6 +45,7 @@ func modelTarget(t *testing.T, bug string) Target {
 			return server.URL, nil
 		},
 		OnePhase:    true,
+		Execute:     true,
 		StepTimeout: 20 * time.Second,
 	}
 }
@@ -107,6 +108,26 @@ func TestSuiteBites(t *testing.T) {
 		}
 	})
 	for bug, want := range map[string]string{
+		"applies at execute":               "executed and deferred operations commit together",
+		"executes after rollback":          "a branch that has ended executes nothing",
+		"executes before it locks":         "concurrent executes execute once",
+		"executes for an older term":       "an older term does not execute",
+		"executes repeats again":           "a repeated execute gets the same results",
+		"executes rubbish":                 "malformed executes change nothing",
+		"forgets executed results":         "a repeated execute gets the same results",
+		"goes on after a refused execute":  "a refused operation refuses the branch",
+		"ignores gaps":                     "an execute behind a gap is refused",
+		"ignores the digest of an execute": "the digest of an execute is checked",
+		"ignores the execution":            "an execute of another open transaction is refused",
+		"ignores what was executed":        "prepare votes no for what was not executed here",
+		"loses executed work":              "executed and deferred operations commit together",
+		"no to what was executed before":   "a yes for executed work survives a restart",
+		"one open branch for all":          "several branches are open at once",
+		"yes to what it has not executed":  "a restart between execute and prepare loses nothing silently",
+
+		"one-phase leaves executed work prepared":        "one-phase commits executed work",
+		"rollback of an open branch leaves no tombstone": "rollback ends an open branch",
+
 		"applies at prepare":               "rollback applies nothing",
 		"applies one operation only":       "commit applies once",
 		"applies twice":                    "repeated calls get the same answer",
@@ -170,11 +191,12 @@ func TestSuiteBites(t *testing.T) {
 func TestCasesFollowTheTarget(t *testing.T) {
 	full := Cases(modelTarget(t, ""))
 	poor := modelTarget(t, "")
-	poor.OnePhase, poor.NoTerms, poor.NoTokens, poor.NoForget, poor.NoStatus = false, true, true, true, true
+	poor.Execute, poor.OnePhase, poor.NoTerms, poor.NoTokens, poor.NoForget, poor.NoStatus = false, false, true, true, true, true
 	poor.ReadOnly, poor.Results, poor.Restart = nil, nil, nil
 	least := Cases(poor)
 	for _, name := range full {
-		optional := strings.HasPrefix(name, "one-phase") || slices.Contains([]string{
+		executes := slices.ContainsFunc(executeCases, func(c conformance) bool { return c.name == name })
+		optional := executes || strings.HasPrefix(name, "one-phase") || slices.Contains([]string{
 			"an older term is refused", "a stale fencing token is refused", "a yes survives a restart", "status tells and writes nothing",
 			"results are repeated", "read_only ends in phase one", "forgotten transactions are refused",
 		}, name)

@@ -24,7 +24,8 @@ import (
 type Target struct {
 	Service string // its name, sent in every call
 
-	// BaseURL is where /prepare, /commit, /rollback and /status are.
+	// BaseURL is where /prepare, /commit, /rollback and /status are, and /execute if it
+	// has one.
 	BaseURL string
 	Client  *http.Client // optional
 	Cluster string       // optional: the coordinator cluster that calls, 32 hexadecimal digits
@@ -50,6 +51,8 @@ type Target struct {
 	Restart func(ctx context.Context) (baseURL string, err error)
 
 	OnePhase bool // it is registered with one_phase
+	Execute  bool // it is registered with an execute endpoint; it executes Succeed, Refuse and Results
+	OneOpen  bool // only one branch can be open at a time (SQLite); others wait for its end
 	// What a participant may leave out if it is idempotent and keeps tombstones.
 	NoTerms  bool // it does not check terms
 	NoTokens bool // it does not check fencing tokens
@@ -70,6 +73,13 @@ func Run(t *testing.T, target Target) {
 		t.Fatal("rmtest: Service, BaseURL, Succeed, Refuse and Effects are required")
 	}
 	s := newSuite(target)
+	var left []string
+	for _, c := range cases {
+		if !c.applies(&s.target) {
+			left = append(left, c.name)
+		}
+	}
+	t.Logf("rmtest: %d of %d cases; the target declares no need of: %q", len(cases)-len(left), len(cases), left)
 	for _, c := range cases {
 		if c.applies(&s.target) {
 			t.Run(c.name, func(t *testing.T) { c.run(&env{TB: t, suite: s}) })
