@@ -523,7 +523,7 @@ func TestUnsafeDatabasesAreRefused(t *testing.T) {
 }
 
 func TestRegister(t *testing.T) {
-	p := start(t, openLedger(t, ledgerFile(t)), nil)
+	p := start(t, openLedger(t, ledgerFile(t)), with(handler{}))
 	answers := []int{503, 429, 500, 200}
 	var bodies [][]byte
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -15,6 +15,7 @@ type Local interface {
 	Prepare(ctx context.Context, c *rm.Call) (vote, reason string, results [][]byte, err error)
 	Finish(ctx context.Context, c *rm.Call) (rm.Outcome, error) // c.Phase says how
 	Status(ctx context.Context, c *rm.Call) (rm.Outcome, error)
+	Execute(ctx context.Context, c *rm.Call) (rm.Result, error) // rm.Executed or rm.Refused, with what belongs to it
 }
 
 // Serve makes calls to a host, as it stands in the URLs ("127.0.0.1:7201"), go to a
@@ -76,15 +77,18 @@ func (cl *Client) askLocal(p Local, a *attempt, c *rm.Call, phase rm.Phase, mayR
 		case len(results) > cl.cfg.MaxResults:
 			return tooManyResults(len(results), cl.cfg.MaxResults)
 		}
-		size := 0
-		for _, v := range results {
-			size += len(v)
-		}
-		if size > cl.cfg.MaxResponseBytes {
+		if cl.overLimit(results) {
 			return rm.Result{Reason: fmt.Sprintf("results over the limit of %d bytes", cl.cfg.MaxResponseBytes)}
 		}
 		r.Results = results
 		return r
+	}
+	if phase == rm.Execute {
+		r, err := p.Execute(ctx, c)
+		if err != nil {
+			return rm.Result{Reason: printable(err.Error(), maxReasonBytes)}
+		}
+		return cl.executedLocally(&r, len(c.Operations))
 	}
 	ask := p.Status
 	if phase != rm.Status {
@@ -100,4 +104,27 @@ func (cl *Client) askLocal(p Local, a *attempt, c *rm.Call, phase rm.Phase, mayR
 		return rm.Result{Reason: "still prepared"}
 	}
 	return finished(phase, outcome)
+}
+
+// executedLocally holds an answer to execute to what it is held to over HTTP.
+func (cl *Client) executedLocally(r *rm.Result, operations int) rm.Result {
+	switch {
+	case r.Kind == rm.Refused:
+		return rm.Result{Kind: rm.Refused, Reason: printable(r.Reason, maxReasonBytes), Message: printable(r.Message, maxReasonBytes), Retryable: r.Retryable}
+	case r.Kind != rm.Executed:
+		return rm.Result{Reason: fmt.Sprintf("execute was answered %s", r.Kind)}
+	case len(r.Results) != operations:
+		return rm.Result{Reason: fmt.Sprintf("execute was answered with %d results for %d operations", len(r.Results), operations)}
+	case cl.overLimit(r.Results):
+		return rm.Result{Reason: fmt.Sprintf("results over the limit of %d bytes", cl.cfg.MaxResponseBytes)}
+	}
+	return rm.Result{Kind: rm.Executed, Results: r.Results, Execution: r.Execution}
+}
+
+func (cl *Client) overLimit(results [][]byte) bool {
+	size := 0
+	for _, v := range results {
+		size += len(v)
+	}
+	return size > cl.cfg.MaxResponseBytes
 }

@@ -16,6 +16,7 @@ type localStub struct {
 	vote, reason string
 	results      [][]byte
 	outcome      rm.Outcome
+	executed     rm.Result
 	err          error
 	panics       bool
 	stuck        bool // until the context ends
@@ -38,6 +39,8 @@ func (s *localStub) Status(context.Context, *rm.Call) (rm.Outcome, error) {
 	return s.outcome, s.err
 }
 
+func (s *localStub) Execute(context.Context, *rm.Call) (rm.Result, error) { return s.executed, s.err }
+
 const localHost = "127.0.0.1:1"
 
 // localClient is a client that may connect nowhere, with a participant of its process.
@@ -48,7 +51,7 @@ func localClient(t *testing.T, p Local) (*Client, rm.Endpoint) {
 	cl.Serve(localHost, p)
 	const base = "http://" + localHost + "/x/"
 	return cl, rm.Endpoint{
-		PrepareURL: base + "prepare", CommitURL: base + "commit", RollbackURL: base + "rollback", StatusURL: base + "status",
+		PrepareURL: base + "prepare", CommitURL: base + "commit", RollbackURL: base + "rollback", StatusURL: base + "status", ExecuteURL: base + "execute",
 		MaxInFlight: 4, PrepareTimeout: time.Minute, FinishTimeout: time.Minute,
 	}
 }
@@ -91,11 +94,17 @@ func TestLocalAnswers(t *testing.T) {
 		{"rollback of the unknown", rm.Rollback, localStub{outcome: rm.OutcomeUnknown}, rm.Result{Kind: rm.Done}},
 		{"rollback fails", rm.Rollback, localStub{outcome: rm.OutcomeRolledBack, err: errors.New("lost")}, rm.Result{Reason: "lost"}},
 		{"status", rm.Status, localStub{outcome: rm.OutcomePrepared}, rm.Result{Kind: rm.Known, Outcome: rm.OutcomePrepared}},
+		{"executed", rm.Execute, localStub{executed: rm.Result{Kind: rm.Executed, Results: many[:2]}}, rm.Result{Kind: rm.Executed, Results: many[:2]}},
+		{"refused", rm.Execute, localStub{executed: rm.Result{Kind: rm.Refused, Reason: "GONE", Results: many}}, rm.Result{Kind: rm.Refused, Reason: "GONE"}},
+		{"executed in part", rm.Execute, localStub{executed: rm.Result{Kind: rm.Executed, Results: many[:1]}}, rm.Result{Reason: "1 results for 2"}},
+		{"executed with too much", rm.Execute, localStub{executed: rm.Result{Kind: rm.Executed, Results: [][]byte{make([]byte, 2<<10), nil}}}, rm.Result{Reason: "limit of 1024"}},
+		{"executed, it says, and yes", rm.Execute, localStub{executed: rm.Result{Kind: rm.Yes, Results: many[:2]}}, rm.Result{Reason: "answered yes"}},
+		{"execute fails", rm.Execute, localStub{err: errors.New("lost")}, rm.Result{Reason: "lost"}},
 		{"a panic", rm.Status, localStub{panics: true}, rm.Result{Reason: "panicked"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cl, e := localClient(t, &c.p)
-			r := askedLocally(t, cl, e, &rm.Call{Phase: c.phase, Service: "s"})
+			r := askedLocally(t, cl, e, &rm.Call{Phase: c.phase, Service: "s", Operations: [][]byte{[]byte("1"), []byte("2")}})
 			if r.Kind != c.want.Kind || r.Outcome != c.want.Outcome || !strings.Contains(r.Reason, c.want.Reason) || len(r.Results) != len(c.want.Results) || !r.Sent {
 				t.Errorf("%+v, want %+v", r, c.want)
 			}

@@ -40,23 +40,53 @@ func (p *Participant) Prepare(ctx context.Context, c *rm.Call) (vote, reason str
 	if c.Service != p.service {
 		return "", "", nil, errMisdirected
 	}
-	call := translate(c, participant.PhasePrepare)
-	call.OnePhase, call.Count, call.Digest = c.OnePhase, len(c.Operations), hex.EncodeToString(c.Digest[:])
-	call.Operations = make([]json.RawMessage, len(c.Operations))
-	for i, payload := range c.Operations {
-		call.Operations[i] = payload
-	}
+	call := translateWork(c, participant.PhasePrepare)
+	call.OnePhase, call.Executed = c.OnePhase, int(c.Executed)
 	v, err := p.resource.Prepare(ctx, call)
 	if err != nil {
 		return "", "", nil, p.failed(call, err)
 	}
-	if len(v.Results) > 0 {
-		results = make([][]byte, len(v.Results))
-		for i, r := range v.Results {
-			results[i] = r
+	return v.Vote, v.Reason, values(v.Results), nil
+}
+
+// executing is a resource that executes before prepare.
+type executing interface {
+	Execute(ctx context.Context, c *participant.Call) (participant.Execution, error)
+}
+
+// Execute implements rmhttp.Local.
+func (p *Participant) Execute(ctx context.Context, c *rm.Call) (rm.Result, error) {
+	if c.Service != p.service {
+		return rm.Result{}, errMisdirected
+	}
+	r, can := p.resource.(executing)
+	if !can {
+		return rm.Result{Kind: rm.Refused, Reason: participant.ReasonExecuteUnsupported}, nil
+	}
+	call := translateWork(c, participant.PhaseExecute)
+	call.First = int(c.First)
+	x, err := r.Execute(ctx, call)
+	switch {
+	case err != nil:
+		return rm.Result{}, p.failed(call, err)
+	case !x.Executed:
+		return rm.Result{Kind: rm.Refused, Reason: x.Reason, Message: x.Message, Retryable: x.Retryable}, nil
+	}
+	return rm.Result{Kind: rm.Executed, Results: values(x.Results), Execution: x.ID}, nil
+}
+
+// values are results as callers have them; nil is null.
+func values(results []json.RawMessage) [][]byte {
+	if len(results) == 0 {
+		return nil
+	}
+	list := make([][]byte, len(results))
+	for i, r := range results {
+		if list[i] = r; r == nil {
+			list[i] = []byte("null")
 		}
 	}
-	return v.Vote, v.Reason, results, nil
+	return list
 }
 
 // Finish implements rmhttp.Local.
@@ -102,6 +132,17 @@ func (p *Participant) failed(c *participant.Call, err error) error {
 	}
 	p.log.Log(context.Background(), level, "participant call failed", "service", p.service, "call", c.Phase, "transaction", c.Transaction, "branch", c.Branch, "error", err)
 	return told
+}
+
+// translateWork is translate for a call with operations.
+func translateWork(c *rm.Call, phase participant.Phase) *participant.Call {
+	call := translate(c, phase)
+	call.Count, call.Digest, call.Execution = len(c.Operations), hex.EncodeToString(c.Digest[:]), c.Execution
+	call.Operations = make([]json.RawMessage, len(c.Operations))
+	for i, payload := range c.Operations {
+		call.Operations[i] = payload
+	}
+	return call
 }
 
 func translate(c *rm.Call, phase participant.Phase) *participant.Call {

@@ -75,6 +75,53 @@ func TestTranslates(t *testing.T) {
 	}
 }
 
+// executor is a fake that executes.
+type executor struct {
+	fake
+	execution participant.Execution
+}
+
+func (f *executor) Execute(_ context.Context, c *participant.Call) (participant.Execution, error) {
+	f.got = c
+	return f.execution, f.err
+}
+
+// TestExecute: the same for execute, and for what prepare says of it.
+func TestExecute(t *testing.T) {
+	c := &rm.Call{
+		Phase: rm.Execute, Service: "bank", Txn: txnid.New(1_790_000_000_000, [10]byte{}), Branch: 2, Term: 4, First: 3, Execution: "x1",
+		Operations: [][]byte{[]byte("1"), []byte("2")}, Digest: [32]byte{0xab},
+	}
+	f := &executor{execution: participant.Execution{Executed: true, ID: "x2", Results: []json.RawMessage{nil, []byte("7")}}}
+	p := New("bank", f, slog.New(slog.DiscardHandler))
+	r, err := p.Execute(t.Context(), c)
+	if err != nil || r.Kind != rm.Executed || r.Execution != "x2" || fmt.Sprintf("%s", r.Results) != "[null 7]" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	digest := hex.EncodeToString(c.Digest[:])
+	if g := f.got; g.Phase != participant.PhaseExecute || g.First != 3 || g.Executed != 0 || g.Execution != "x1" || g.Count != 2 || g.Digest != digest || fmt.Sprintf("%s", g.Operations) != "[1 2]" {
+		t.Errorf("the resource saw %+v", g)
+	}
+	f.execution = participant.Execution{Reason: "GONE", Message: "m", Retryable: true}
+	if r, err = p.Execute(t.Context(), c); err != nil || r.Kind != rm.Refused || r.Reason != "GONE" || r.Message != "m" || !r.Retryable {
+		t.Errorf("%+v, %v", r, err)
+	}
+	f.err = errors.New("password=secret")
+	if r, err = p.Execute(t.Context(), c); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err = New("bank", &f.fake, nil).Execute(t.Context(), c); err != nil || r.Kind != rm.Refused || r.Reason != participant.ReasonExecuteUnsupported {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err = New("other", f, nil).Execute(t.Context(), c); !errors.Is(err, errMisdirected) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	c.Phase, c.First, c.Executed, f.err = rm.Prepare, 0, 3, nil
+	if _, _, _, err = p.Prepare(t.Context(), c); err != nil || f.got.Executed != 3 || f.got.First != 0 || f.got.Execution != "x1" {
+		t.Errorf("the resource saw %+v, %v", f.got, err)
+	}
+}
+
 // TestErrors: what the database said of a failure is not told to clients.
 func TestErrors(t *testing.T) {
 	for _, c := range []struct {
