@@ -37,17 +37,18 @@ type openBranch struct {
 
 	// Guarded by openBranches.mu.
 	users int                // calls that have the turn or wait for it
-	stop  context.CancelFunc // ends the local transaction and what runs in it; nil: not open
+	stop  context.CancelFunc // ends what runs in the local transaction; nil: not open
 	term  uint64             // the highest seen
 	token string             // likewise
 
 	// Of whoever has the turn.
 	transaction *sql.Tx // nil: not open
 	conn        *sql.Conn
-	ended       context.Context //nolint:containedctx // of stop: the life of the local transaction
-	release     func()          // gives back the turn to write
-	id          string          // names this local transaction
-	mark        string          // the database's name for it; see insertRow
+	ended       context.Context    //nolint:containedctx // of stop
+	abandon     context.CancelFunc // gives up the connection
+	release     func()             // gives back the turn to write
+	id          string             // names this local transaction
+	mark        string             // the database's name for it; see insertRow
 	operations  []json.RawMessage
 	results     []json.RawMessage // one for each of operations
 	digests     [][]byte          // running, behind each of operations
@@ -161,12 +162,28 @@ func (o *openBranches) begin(ctx context.Context, b *openBranch, c *Call) error 
 	if b.conn, err = o.p.cfg.DB.Conn(ctx); err != nil {
 		return err
 	}
-	inTime := context.AfterFunc(ctx, b.stop) // the transaction's own context must outlive the call
-	b.transaction, err = b.conn.BeginTx(b.ended, o.p.working.options)
+	// The transaction's own context must outlive the call. It is never cancelled while
+	// the connection is good, since that would cost the connection.
+	var life context.Context
+	life, b.abandon = context.WithCancel(context.Background())
+	inTime := context.AfterFunc(ctx, b.abandon)
+	b.transaction, err = b.conn.BeginTx(life, o.p.working.options)
 	if !inTime() && err == nil {
 		err = ctx.Err()
 	}
 	return err
+}
+
+// commit ends the local transaction, which may have been committed also if it fails.
+func (b *openBranch) commit(ctx context.Context) error {
+	defer context.AfterFunc(ctx, b.abandon)()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := b.transaction.Commit(); err != nil {
+		return &commitError{err}
+	}
+	return nil
 }
 
 // reserve makes the branch one of those that are open.
@@ -203,10 +220,15 @@ func (o *openBranches) end(b *openBranch) {
 		return
 	}
 	if b.transaction != nil {
+		late := time.AfterFunc(o.p.cfg.Limits.CallTimeout, b.abandon)
 		_ = b.transaction.Rollback() // an error is that of a lost connection, or nothing is left to roll back
+		late.Stop()
+	}
+	if b.abandon != nil {
+		b.abandon()
 	}
 	if b.conn != nil {
-		_ = b.conn.Close() // waits for a rollback that stop has begun
+		_ = b.conn.Close()
 	}
 	if b.release != nil {
 		b.release()
@@ -219,7 +241,7 @@ func (o *openBranches) end(b *openBranch) {
 	o.open--
 	b.stop()
 	b.stop, b.term, b.token = nil, 0, ""
-	b.transaction, b.conn, b.ended, b.release, b.idle = nil, nil, nil, nil, nil
+	b.transaction, b.conn, b.ended, b.abandon, b.release, b.idle = nil, nil, nil, nil, nil, nil
 	b.id, b.mark = "", ""
 	b.operations, b.results, b.digests, b.bytes = nil, nil, nil, 0
 }

@@ -68,8 +68,8 @@ func (p *Participant) workOpen(ctx context.Context, c *Call, b *openBranch, hold
 			return Vote{}, nil, err
 		}
 	}
-	if err := b.transaction.Commit(); err != nil {
-		return Vote{}, nil, &commitError{err}
+	if err := b.commit(work); err != nil {
+		return Vote{}, nil, err
 	}
 	return v, nil, nil
 }

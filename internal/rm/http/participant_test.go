@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	_ "modernc.org/sqlite"
@@ -20,7 +21,10 @@ import (
 type scripted struct{}
 
 func (scripted) Prepare(_ context.Context, _ *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
-	switch string(b.Operations[0]) {
+	if b.Executed == len(b.Operations) {
+		return nil, nil
+	}
+	switch string(b.Operations[b.Executed]) {
 	case `"no"`:
 		return nil, participant.No("told to")
 	case `"read"`:
@@ -28,6 +32,14 @@ func (scripted) Prepare(_ context.Context, _ *sql.Tx, b participant.Branch) ([]j
 	}
 	return []json.RawMessage{[]byte(`{"got": 1}`)}, nil
 }
+
+func (scripted) Execute(_ context.Context, _ *sql.Tx, b participant.Branch) (json.RawMessage, error) {
+	if op := string(b.Operations[b.Executed]); op != `"no"` {
+		return json.RawMessage(`{"did": ` + op + `}`), nil
+	}
+	return nil, participant.No("told to")
+}
+
 func (scripted) Commit(context.Context, *sql.Tx, participant.Branch) error   { return nil }
 func (scripted) Rollback(context.Context, *sql.Tx, participant.Branch) error { return nil }
 
@@ -94,5 +106,48 @@ func TestSpeaksWithTheSDK(t *testing.T) {
 	stale.Term--
 	if r := ask(t, cl, stale, at(server.URL)); r.Kind != rm.Indefinite {
 		t.Errorf("older term: %+v", r)
+	}
+
+	// Two executes, the second twice, and a prepare with one more operation.
+	var digest [32]byte
+	next := func(c *rm.Call, payload string) *rm.Call {
+		before := digest[:]
+		if digest == [32]byte{} {
+			before = nil
+		}
+		digest = sha256.Sum256(append(before[:len(before):len(before)], payload...))
+		c.Operations, c.Digest = [][]byte{[]byte(payload)}, digest
+		return c
+	}
+	branch := fresh(`"a"`)
+	first := ask(t, cl, next(branch(rm.Execute), `"a"`), at(server.URL))
+	if show(first) != `executed {"did":"a"}` || first.Execution == "" {
+		t.Fatalf("%+v", first)
+	}
+	second := next(branch(rm.Execute), `"b"`)
+	second.First, second.Execution = 1, first.Execution
+	for range 2 {
+		if r := ask(t, cl, second, at(server.URL)); show(r) != `executed {"did":"b"}` || r.Execution != first.Execution {
+			t.Fatalf("%+v", r)
+		}
+	}
+	last := next(branch(rm.Prepare), `"c"`)
+	last.Executed, last.Execution = 2, first.Execution
+	if r := ask(t, cl, last, at(server.URL)); show(r) != `yes {"got":1}` {
+		t.Fatalf("%+v", r)
+	}
+	steps(branch, rm.Status, "known prepared", rm.Execute, "refused BRANCH_ENDED: the branch is prepared", rm.Commit, "done")
+	digest = [32]byte{}
+	branch = fresh("")
+	if r := ask(t, cl, next(branch(rm.Execute), `"no"`), at(server.URL)); show(r) != "refused EXECUTION_REFUSED: told to" {
+		t.Errorf("%+v", r)
+	}
+	all := next(branch(rm.Prepare), `"x"`)
+	all.Operations, all.Executed = nil, 2
+	if r := ask(t, cl, all, at(server.URL)); show(r) != "no EXECUTION_REFUSED: told to" {
+		t.Errorf("%+v", r)
+	}
+	if r := ask(t, cl, func() *rm.Call { c := fresh(`"x"`)(rm.Prepare); c.Executed = 1; return c }(), at(server.URL)); r.Kind != rm.No || !strings.HasPrefix(r.Reason, rm.ExecutionLost) {
+		t.Errorf("%+v", r)
 	}
 }
