@@ -36,6 +36,17 @@
 // fencing token, is answered 412 and changes nothing. (On prepare a 409 would be
 // a no, which a stale message may not say.)
 //
+// A service that implements Executor also executes operations before the prepare, so
+// that an interactive client sees their results: in a local transaction that stays
+// open between the calls. Its outcome row keeps others out, but nothing of it is
+// durable: a branch whose open transaction was lost votes no.
+//
+//	           execute               prepare: yes
+//	(no row) ──────────► (open) ─────────────────────► prepared, committed
+//	                        │ rollback, refusal,
+//	                        │ idle limit, restart
+//	                        └──────────────────► rolled_back, refused, (no row)
+//
 // The database is SQLite or PostgreSQL. On PostgreSQL there is a second way: with
 // PostgreSQLPrepared the service implements Preparer alone, works on the real rows
 // as in any local transaction, and the database holds what it did from PREPARE
@@ -48,6 +59,9 @@
 //	others read meanwhile    what the service shows     the state before
 //	server needs             nothing                    max_prepared_transactions
 //	coordinator away long    reservations stay          locks stay, and hold back VACUUM
+//
+// Middleware and Transport carry a transaction's id between services that call each
+// other.
 //
 // Layers: Handler or Preparer is the service's work on a *sql.Tx; Participant keeps
 // outcome rows around it; NewHandler is the HTTP binding over any Resource, for

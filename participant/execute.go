@@ -43,6 +43,8 @@ const lostReason = ReasonExecutionLost + ": this branch has no open transaction 
 // maxOpenBytes bounds the operations and results that one open branch remembers.
 const maxOpenBytes = 4 << 20
 
+const unsupportedMessage = "this service executes nothing before prepare"
+
 // savepoint is where a call after the first one returns to when it fails.
 const savepoint = "assent_execute"
 
@@ -58,7 +60,7 @@ func refusedExecution(reason, message string) *Execution {
 // gone, so that the caller's next try finds them.
 func (p *Participant) Execute(ctx context.Context, c *Call) (Execution, error) {
 	if p.executor == nil {
-		return *refusedExecution(ReasonExecuteUnsupported, "this service executes nothing before prepare"), nil
+		return *refusedExecution(ReasonExecuteUnsupported, unsupportedMessage), nil
 	}
 	if p.native != nil {
 		if err := p.native.bind(ctx, c); err != nil {

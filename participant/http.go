@@ -193,7 +193,7 @@ func (h *binding) call(ctx context.Context, w http.ResponseWriter, c *Call) {
 
 func (h *binding) execute(ctx context.Context, w http.ResponseWriter, c *Call) {
 	r, can := h.resource.(executing)
-	x, err := Execution{Reason: ReasonExecuteUnsupported, Message: "this participant executes nothing before prepare"}, error(nil)
+	x, err := Execution{Reason: ReasonExecuteUnsupported, Message: unsupportedMessage}, error(nil)
 	if can {
 		x, err = r.Execute(ctx, c)
 	}
