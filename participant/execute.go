@@ -131,10 +131,19 @@ func (p *Participant) executeOr(ctx context.Context, c *Call, b *openBranch) (Ex
 		return *refusedExecution(ReasonExecutionLost, fmt.Sprintf("the call begins at operation %d; %d are executed here", c.First, n)), nil
 	case c.First < n && last <= n && hex.EncodeToString(b.digests[last-1]) == c.Digest:
 		return Execution{Executed: true, ID: b.id, Results: slices.Clone(b.results[c.First:last])}, nil
-	case c.First < n, b.digestWith(c.Operations) != c.Digest, c.Count != len(c.Operations):
+	}
+	fresh := *c // of a call that repeats some and adds others, those it adds
+	fresh.First = n
+	fresh.Operations = c.Operations[min(n-c.First, len(c.Operations)):]
+	if c.Count != len(c.Operations) || len(fresh.Operations) == 0 || b.digestWith(fresh.Operations) != c.Digest {
 		return *refusedExecution(ReasonExecutionMismatch, "other operations were executed in this branch, or on the way here they changed"), nil
 	}
-	return p.executeNext(ctx, c, b)
+	repeated := slices.Clone(b.results[c.First:])
+	x, err := p.executeNext(ctx, &fresh, b)
+	if x.Executed {
+		x.Results = append(repeated, x.Results...)
+	}
+	return x, err
 }
 
 func deref(x *Execution) Execution {

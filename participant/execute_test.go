@@ -136,6 +136,28 @@ func TestExecuteAgain(t *testing.T) {
 	}
 }
 
+// However calls group the operations, each is executed once.
+func TestExecuteInOtherGroups(t *testing.T) {
+	db := openLedger(t, ledgerFile(t))
+	p := start(t, db, with(scripted(func(ctx context.Context, tx *sql.Tx, b participant.Branch, word string) (json.RawMessage, error) {
+		return json.RawMessage(`"` + word + `"`), entry(ctx, tx, b, word)
+	})))
+	tx, all := id(1), []string{`"a"`, `"b"`, `"c"`, `"d"`, `"e"`}
+	for _, c := range []struct{ from, to int }{{0, 2}, {2, 3}, {0, 3}, {1, 2}, {1, 4}, {0, 5}, {4, 5}} {
+		execute(t, p, executeCall(tx, c.from, all[:c.to]...), all[c.from:c.to]...)
+	}
+	vote(t, p, prepareRest(tx, 5, all...), "yes")
+	if n := one(t, db, `SELECT count(*) FROM entry`); n != 5 {
+		t.Errorf("%d entries", n)
+	}
+	tx = id(2)
+	execute(t, p, executeCall(tx, 0, all[:2]...), all[:2]...)
+	refuses(t, p, executeCall(tx, 0, `"b"`, `"a"`, `"c"`), participant.ReasonExecutionMismatch, false)
+	if n := one(t, db, `SELECT count(*) FROM entry`); n != 5 {
+		t.Errorf("%d entries", n)
+	}
+}
+
 // A panic in the work costs the branch, and nobody else anything.
 func TestExecutePanics(t *testing.T) {
 	db := openLedger(t, ledgerFile(t))

@@ -8,6 +8,7 @@
 package rm
 
 import (
+	"strings"
 	"time"
 
 	"github.com/assent-tx/assent/internal/txnid"
@@ -132,6 +133,12 @@ const (
 	// ExecutionRefused: the service refused the operation.
 	ExecutionRefused = "EXECUTION_REFUSED"
 )
+
+// Lost reports whether the participant refused, or voted no, because it does not have
+// the branch's open local transaction (any more).
+func (r *Result) Lost() bool {
+	return (r.Kind == Refused || r.Kind == No) && (r.Reason == ExecutionLost || strings.HasPrefix(r.Reason, ExecutionLost+":"))
+}
 
 // Endpoint is where and how a service is reached; looked up at every try.
 type Endpoint struct {

@@ -189,7 +189,10 @@ func TestExecuteAnswers(t *testing.T) {
 			t.Errorf("%d %s: %s (%s), want %s", c.status, c.body, show(r), r.Reason, c.want)
 		}
 	}
-	if r := decodeExecute(200, []byte(`{"executed":true,"execution":"x1","results":[1]}`), 1); r.Execution != "x1" {
+	if r := decodeExecute(200, []byte(`{"executed":true,"execution":"x1","results":[1]}`), 1); r.Execution != "x1" || r.Lost() {
+		t.Errorf("%+v", r)
+	}
+	if r := decodeExecute(200, []byte(`{"executed":false,"reason":"EXECUTION_LOST"}`), 1); !r.Lost() {
 		t.Errorf("%+v", r)
 	}
 }
