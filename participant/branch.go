@@ -72,15 +72,24 @@ type Executor interface {
 var ReadOnly = errors.New("participant: read only") //nolint:errname,staticcheck // a vote, named as one
 
 // refusal is a vote no.
-type refusal struct{ reason string }
+type refusal struct {
+	reason    string
+	retryable bool
+}
 
 func (r *refusal) Error() string { return r.reason }
 
 // No is returned by Prepare to vote no, and by Execute to refuse. The reason is shown to the client; it is
 // cut to 1,024 bytes.
-func No(reason string) error {
+func No(reason string) error { return refuse(reason, false) }
+
+// Conflict is No for what others are in the way of: the same work may succeed in a
+// new transaction.
+func Conflict(reason string) error { return refuse(reason, true) }
+
+func refuse(reason string, retryable bool) error {
 	// A NUL cannot be recorded everywhere.
-	return &refusal{reason: clip(strings.ReplaceAll(reason, "\x00", "\uFFFD"), maxReasonBytes)}
+	return &refusal{clip(strings.ReplaceAll(reason, "\x00", "\uFFFD"), maxReasonBytes), retryable}
 }
 
 const maxReasonBytes = 1024

@@ -27,7 +27,7 @@ type Execution struct {
 const (
 	ReasonExecutionLost      = "EXECUTION_LOST"      // what was executed before is gone: a restart, a lost connection, the idle limit
 	ReasonExecutionRefused   = "EXECUTION_REFUSED"   // by the service
-	ReasonExecutionConflict  = "EXECUTION_CONFLICT"  // by the database: a serialization failure, a deadlock, a lock not granted in time
+	ReasonExecutionConflict  = "EXECUTION_CONFLICT"  // by what others do: a serialization failure, a deadlock, a lock not granted in time
 	ReasonExecutionMismatch  = "EXECUTION_MISMATCH"  // the digest says other operations than this branch has
 	ReasonExecutionLimit     = "EXECUTION_LIMIT"     // too many operations, or too many bytes of them and their results
 	ReasonBranchEnded        = "BRANCH_ENDED"        // prepared, committed, rolled back or refused
@@ -250,6 +250,9 @@ func (p *Participant) lost(b *openBranch, err error) (Execution, error) {
 func (p *Participant) refusalFor(err error) *Execution {
 	var no *refusal
 	if errors.As(err, &no) {
+		if no.retryable {
+			return refusedExecution(ReasonExecutionConflict, no.reason)
+		}
 		return refusedExecution(ReasonExecutionRefused, no.reason)
 	}
 	verdict := p.cfg.Dialect.verdict(err)
