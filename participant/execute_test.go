@@ -136,6 +136,31 @@ func TestExecuteAgain(t *testing.T) {
 	}
 }
 
+// What others are in the way of is refused as such, and votes no like any refusal.
+func TestConflict(t *testing.T) {
+	p := start(t, openLedger(t, ledgerFile(t)), with(scripted(func(_ context.Context, _ *sql.Tx, _ participant.Branch, word string) (json.RawMessage, error) {
+		if word == "taken" {
+			return nil, fmt.Errorf("seat 7: %w", participant.Conflict("taken\x00 by another"))
+		}
+		return nil, nil
+	})))
+	for i, now := range [][]string{{`"taken"`}, {`"free"`, `"taken"`}} {
+		tx := id(int64(i))
+		if i == 1 {
+			execute(t, p, executeCall(tx, 0, now[0]), "null")
+		}
+		for range 2 {
+			refuses(t, p, executeCall(tx, len(now)-1, now...), participant.ReasonExecutionConflict, true)
+		}
+		if v := vote(t, p, prepareRest(tx, len(now), now...), "no"); v.Reason != "EXECUTION_CONFLICT: taken\uFFFD by another" {
+			t.Errorf("%+v", v)
+		}
+	}
+	if v := vote(t, p, prepareCall(id(3), `"taken"`), "no"); v.Reason != "taken\uFFFD by another" {
+		t.Errorf("%+v", v)
+	}
+}
+
 // However calls group the operations, each is executed once.
 func TestExecuteInOtherGroups(t *testing.T) {
 	db := openLedger(t, ledgerFile(t))

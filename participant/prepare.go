@@ -32,9 +32,13 @@ func (p *Participant) prepare(ctx context.Context, c *Call, hold hold) (Vote, er
 		if err != nil {
 			return Vote{}, err
 		}
-		defer p.open.leave(b)
 		if b.transaction != nil {
+			defer p.open.leave(b)
 			return p.prepareOpen(ctx, c, b, hold)
+		}
+		p.open.leave(b)
+		if p.native != nil && p.native.held.has(c) { // by the call that had the turn before
+			return Vote{}, errBranchBusy
 		}
 	}
 	v, ended, err := p.work(ctx, c, hold)
