@@ -88,7 +88,7 @@ func BenchmarkSnapshot(b *testing.B) {
 	b.Run("restore", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := NewTable().Restore(buf); err != nil {
+			if _, err := NewTable().Restore(SnapshotVersion, buf); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -7,7 +7,7 @@ import (
 
 // Check verifies every invariant of the table. It costs a walk over all of it.
 func (t *Table) Check() error {
-	waiters := 0
+	waiters, grown := 0, 0
 	for _, owner := range t.sortedOwners() {
 		c := t.claims[owner]
 		if c.owner != owner {
@@ -19,6 +19,12 @@ func (t *Table) Check() error {
 		if !c.granted() {
 			waiters++
 		}
+		if len(c.more) > 0 {
+			grown++
+		}
+	}
+	if grown != t.grown {
+		return fmt.Errorf("%d claims have grown, %d are counted", grown, t.grown)
 	}
 	if waiters != t.waiters {
 		return fmt.Errorf("%d claims wait, %d are counted", waiters, t.waiters)
@@ -36,28 +42,48 @@ func (t *Table) Check() error {
 }
 
 func (t *Table) checkClaim(c *claim) error {
-	if c.next < 0 || c.next > len(c.slots) {
-		return fmt.Errorf("stands at node %d of %d", c.next, len(c.slots))
-	}
-	for i := range c.slots {
-		s := &c.slots[i]
-		switch {
-		case s.claim != c:
-			return fmt.Errorf("%q belongs to another", s.key)
-		case s.mode >= modes:
-			return fmt.Errorf("%q in mode %d", s.key, s.mode)
-		case i > 0 && c.slots[i-1].key >= s.key:
-			return fmt.Errorf("%q is out of order", s.key)
-		case s.node == nil && i < c.next && !c.granted():
-			return fmt.Errorf("%q was released while the claim waits", s.key)
-		case s.node == nil && i == c.next:
-			return fmt.Errorf("%q was not asked for", s.key)
-		case s.node != nil && i > c.next:
-			return fmt.Errorf("%q was asked for before its turn", s.key)
-		case s.node != nil && t.nodes[s.key] != s.node:
-			return fmt.Errorf("%q is at a node that is not in the table", s.key)
+	holds := map[string]bool{}
+	for i := range c.parts() {
+		p := c.at(i)
+		if p.next < 0 || p.next > len(p.slots) {
+			return fmt.Errorf("stands at node %d of %d", p.next, len(p.slots))
+		}
+		if i < c.parts()-1 && !p.done() {
+			return errors.New("asked for more while it waited")
+		}
+		if err := p.check(); err != nil {
+			return err
+		}
+		for j := range p.slots {
+			s := &p.slots[j]
+			switch {
+			case s.claim != c:
+				return fmt.Errorf("%q belongs to another", s.key)
+			case s.node == nil && j < p.next && !c.granted() && c.parts() == 1:
+				return fmt.Errorf("%q was released while the claim waits", s.key)
+			case s.node == nil && j == p.next:
+				return fmt.Errorf("%q was not asked for", s.key)
+			case s.node != nil && j > p.next:
+				return fmt.Errorf("%q was asked for before its turn", s.key)
+			case s.node != nil && t.nodes[s.key] != s.node:
+				return fmt.Errorf("%q is at a node that is not in the table", s.key)
+			case s.node != nil && j < p.next && holds[s.key]:
+				return fmt.Errorf("%q is held twice", s.key)
+			case s.converts != nil && (j != p.next || s.converts != c.holds(s.key)):
+				return fmt.Errorf("%q converts what is not held", s.key)
+			case s.converts == nil && j == p.next && c.holds(s.key) != nil:
+				return fmt.Errorf("%q waits for what is held", s.key)
+			}
+			if s.node != nil && j < p.next {
+				holds[s.key] = true
+			}
 		}
 	}
+	return c.checkChains()
+}
+
+// checkChains verifies the chains of the first part.
+func (c *claim) checkChains() error {
 	chained := 0
 	for i := range c.slots {
 		service := Service(c.slots[i].key)
@@ -67,11 +93,11 @@ func (t *Table) checkClaim(c *claim) error {
 		for j := i; ; {
 			chained++
 			s := &c.slots[j]
-			if Service(s.key) != service || (s.node == nil) != (c.slots[i].node == nil) && c.granted() {
+			if Service(s.key) != service || (s.node == nil) != (c.slots[i].node == nil) && c.granted() && c.parts() == 1 {
 				return fmt.Errorf("%q in the chain of service %q", s.key, service)
 			}
 			next := int(s.same)
-			if next == 0 {
+			if next == 0 || next >= len(c.slots) && next < cap(c.slots) {
 				break
 			}
 			if next <= j || next >= len(c.slots) {
@@ -91,11 +117,12 @@ func (t *Table) checkNode(n *node) error {
 		return errors.New("nobody holds it or waits")
 	}
 	var holding, waiting tally
+	converting := 0
 	for s := n.holders.head; s != nil; s = s.next {
 		if err := t.checkSlot(n, &n.holders, s); err != nil {
 			return err
 		}
-		if s.index() >= s.claim.next {
+		if s.claim.holds(s.key) != s {
 			return fmt.Errorf("%s holds what it was not granted", s.claim.owner)
 		}
 		if s.mode.conflicts()&holding.present != 0 {
@@ -107,16 +134,22 @@ func (t *Table) checkNode(n *node) error {
 		if err := t.checkSlot(n, &n.queue, s); err != nil {
 			return err
 		}
-		if s.index() != s.claim.next {
+		if s.claim.granted() || s.claim.outstanding() != s {
 			return fmt.Errorf("%s waits elsewhere", s.claim.owner)
 		}
-		if s.mode.conflicts()&(holding.present|waiting.present) == 0 {
+		if converting += bit(s.converts != nil); converting < int(waiting.total())+1 && s.converts != nil {
+			return fmt.Errorf("the conversion of %s stands behind another waiter", s.claim.owner)
+		}
+		if !s.mode.waitsFor(n.held(s), waiting.present) {
 			return fmt.Errorf("%s waits for %s that could be granted", s.claim.owner, s.mode)
 		}
 		if s.overtaken > maxOvertakes {
 			return fmt.Errorf("%s was overtaken %d times", s.claim.owner, s.overtaken)
 		}
 		waiting.add(s.mode)
+	}
+	if converting != n.converting {
+		return fmt.Errorf("%d conversions wait, %d are counted", converting, n.converting)
 	}
 	if holding != n.holding || waiting != n.waiting {
 		return fmt.Errorf("counts are %v and %v, lists have %v and %v", n.holding, n.waiting, holding, waiting)
@@ -138,11 +171,9 @@ func (t *Table) checkSlot(n *node, l *list, s *slot) error {
 	return nil
 }
 
-// index is the slot's place in its claim, or len if it is not there.
-func (s *slot) index() int {
-	i, ok := s.claim.find(s.key)
-	if !ok || &s.claim.slots[i] != s {
-		return len(s.claim.slots)
+func bit(b bool) int {
+	if b {
+		return 1
 	}
-	return i
+	return 0
 }

@@ -35,9 +35,9 @@ func TestModes(t *testing.T) {
 }
 
 // covers: strong grants all that weak does; by the textbook, the modes in the
-// order IS < IX < SIX < X and IS < S < SIX.
+// order IS < IX < SIX < X and IS < S < U < SIX.
 func covers(strong, weak Mode) bool {
-	return strong == weak || strong == X || weak == IS || strong == SIX && (weak == IX || weak == S)
+	return strong == weak || strong == X || weak == IS || strong == SIX && (weak == IX || weak == S || weak == U) || strong == U && weak == S
 }
 
 func ancestors(key string) (up []string) {

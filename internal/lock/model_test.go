@@ -13,14 +13,16 @@ import (
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
-// matrix is the textbook's, on purpose not the package's tables.
+// matrix is the textbook's, on purpose not the package's tables: a row asks, a
+// column holds.
 const matrix = `
-    IS IX S  SIX X
-IS  y  y  y  y   n
-IX  y  y  n  n   n
-S   y  n  y  n   n
-SIX y  n  n  n   n
-X   n  n  n  n   n`
+    IS IX S  SIX X  U
+IS  y  y  y  y   n  y
+IX  y  y  n  n   n  n
+S   y  n  y  n   n  n
+SIX y  n  n  n   n  n
+X   n  n  n  n   n  n
+U   y  n  y  n   n  n`
 
 var together = func() (ok [modes][modes]bool) {
 	for i, line := range strings.Split(strings.TrimSpace(matrix), "\n")[1:] {
@@ -44,12 +46,15 @@ type modelClaim struct {
 	at    uint64
 	set   []Need
 	next  int
+	steps int  // extensions
+	wants Mode // what it waits for
 }
 
 type modelSlot struct {
 	c         *modelClaim
 	mode      Mode
 	overtaken int
+	converts  bool
 }
 
 func newModel() *model {
@@ -73,33 +78,86 @@ func (m *model) keys() []string {
 	})
 }
 
-func (m *model) inTheWay(key string, mode Mode, ahead []*modelSlot) (ids []txnid.ID) {
-	for _, s := range append(slices.Clone(m.holders[key]), ahead...) {
-		if !together[s.mode][mode] {
+func (m *model) inTheWay(c *modelClaim, key string, mode Mode, ahead []*modelSlot) (ids []txnid.ID) {
+	for _, s := range m.holders[key] {
+		if s.c != c && !together[mode][s.mode] {
+			ids = append(ids, s.c.owner)
+		}
+	}
+	for _, s := range ahead {
+		if !together[mode][s.mode] || !together[s.mode][mode] {
 			ids = append(ids, s.c.owner)
 		}
 	}
 	return ids
 }
 
-func (m *model) run(c *modelClaim) {
-	for ; c.next < len(c.set); c.next++ {
-		need := c.set[c.next]
-		q := m.queues[need.Key]
-		at := len(q)
-		for at > 0 && c.elder(q[at-1].c) && (together[need.Mode][q[at-1].mode] || q[at-1].overtaken < 8) {
-			at--
-			if !together[need.Mode][q[at].mode] {
-				q[at].overtaken++
+// lacks is what a claim that has grown must still ask for, seen from all holders.
+func (m *model) lacks(c *modelClaim, need Need) (mode Mode, converts, needed bool) {
+	cover := IS
+	mode = need.Mode
+	own := -1
+	for key, holders := range m.holders {
+		for _, s := range holders {
+			switch {
+			case s.c != c:
+			case key == need.Key:
+				own = int(s.mode)
+			case strings.HasPrefix(need.Key, key+"/"):
+				cover = Join(cover, s.mode)
 			}
 		}
-		s := &modelSlot{c: c, mode: need.Mode}
-		if len(m.inTheWay(need.Key, need.Mode, q[:at])) > 0 {
+	}
+	if mode, needed = mode.below(cover); !needed {
+		return 0, false, false
+	}
+	if own < 0 {
+		return mode, false, true
+	}
+	mode = Join(Mode(own), mode)
+	return mode, true, mode != Mode(own)
+}
+
+func (m *model) run(c *modelClaim) {
+	for ; c.next < len(c.set); c.next++ {
+		need, converts := c.set[c.next], false
+		if c.steps > 0 {
+			var needed bool
+			if need.Mode, converts, needed = m.lacks(c, need); !needed {
+				continue
+			}
+		}
+		q := m.queues[need.Key]
+		at := 0
+		if converts {
+			for at < len(q) && q[at].converts && !c.elder(q[at].c) {
+				at++
+			}
+		} else {
+			free := func(w Mode) bool { return together[need.Mode][w] && together[w][need.Mode] }
+			for at = len(q); at > 0 && !q[at-1].converts && c.elder(q[at-1].c) && (free(q[at-1].mode) || q[at-1].overtaken < 8); {
+				at--
+				if !free(q[at].mode) {
+					q[at].overtaken++
+				}
+			}
+		}
+		s := &modelSlot{c: c, mode: need.Mode, converts: converts}
+		if len(m.inTheWay(c, need.Key, need.Mode, q[:at])) > 0 {
+			c.wants = need.Mode
 			m.queues[need.Key] = slices.Insert(q, at, s)
 			return
 		}
-		m.holders[need.Key] = append(m.holders[need.Key], s)
+		m.grant(need.Key, s)
 	}
+}
+
+func (m *model) grant(key string, s *modelSlot) {
+	if s.converts {
+		m.holders[key] = slices.DeleteFunc(slices.Clone(m.holders[key]), func(o *modelSlot) bool { return o.c == s.c })
+		s.converts = false
+	}
+	m.holders[key] = append(m.holders[key], s)
 }
 
 func (m *model) settle() (woken []txnid.ID) {
@@ -111,11 +169,12 @@ func (m *model) settle() (woken []txnid.ID) {
 func (m *model) grantOne(woken *[]txnid.ID) bool {
 	for _, key := range m.keys() {
 		for i, s := range m.queues[key] {
-			if len(m.inTheWay(key, s.mode, m.queues[key][:i])) > 0 {
+			if len(m.inTheWay(s.c, key, s.mode, m.queues[key][:i])) > 0 {
 				continue
 			}
 			m.queues[key] = slices.Delete(slices.Clone(m.queues[key]), i, i+1)
-			m.holders[key] = append(m.holders[key], s)
+			s.overtaken = 0
+			m.grant(key, s)
 			s.c.next++
 			m.run(s.c)
 			if s.c.next == len(s.c.set) {
@@ -135,6 +194,26 @@ func (m *model) claim(owner txnid.ID, at uint64, set []Need) bool {
 	m.claims[owner] = c
 	m.run(c)
 	return c.next == len(set)
+}
+
+func (m *model) extend(owner txnid.ID, at uint64, set []Need) bool {
+	c := m.claims[owner]
+	if c == nil {
+		return m.claim(owner, at, set)
+	}
+	c.set = append(c.set[:c.next:c.next], set...)
+	c.steps++
+	m.run(c)
+	return c.next == len(c.set)
+}
+
+func (m *model) abandon(owner txnid.ID) []txnid.ID {
+	c := m.claims[owner]
+	for key, q := range m.queues {
+		m.queues[key] = slices.DeleteFunc(slices.Clone(q), func(s *modelSlot) bool { return s.c == c })
+	}
+	c.set = c.set[:c.next]
+	return m.settle()
 }
 
 func (m *model) leave(owner txnid.ID, gone func(key string) bool) []txnid.ID {
@@ -197,10 +276,10 @@ func (m *model) compare(t *rapid.T, table *Table) {
 		}
 		if !granted {
 			waiters++
-			want := c.set[c.next]
+			want := Need{Key: c.set[c.next].Key, Mode: c.wants}
 			q := m.queues[want.Key]
 			place := slices.IndexFunc(q, func(s *modelSlot) bool { return s.c == c })
-			ids := m.inTheWay(want.Key, want.Mode, q[:place])
+			ids := m.inTheWay(c, want.Key, want.Mode, q[:place])
 			if need != want || !slices.Equal(blockers, ids) {
 				t.Fatalf("%s waits for %v because of %v; model: %v, %v", owner, need, blockers, want, ids)
 			}
@@ -224,7 +303,47 @@ func (m *model) compare(t *rapid.T, table *Table) {
 		t.Fatalf("counts %d nodes, %d claims, %d waiters; model %d, %d, %d",
 			table.Nodes(), table.Len(), table.Waiters(), len(m.keys()), len(m.claims), waiters)
 	}
+}
+
+// settleCycles makes the youngest of each cycle give way, in one of the two ways, in
+// table and model; afterwards there is no cycle.
+func (m *model) settleCycles(t *rapid.T, table *Table, o *overtaking) (found int) {
+	for cycle := table.NextCycle(); cycle != nil; cycle = table.NextCycle() {
+		found++
+		youngest := m.claims[cycle[0].Owner]
+		for i, w := range cycle {
+			need, behind, ok := table.Waiting(w.Owner, 1<<30)
+			if !ok || need.Key != w.Key || need.Mode != w.Mode || !slices.Contains(behind, w.For) || w.For != cycle[(i+1)%len(cycle)].Owner {
+				t.Fatalf("%v is no cycle of\n%s", cycle, table)
+			}
+			if c := m.claims[w.Owner]; youngest.elder(c) {
+				youngest = c
+			}
+		}
+		victim := table.Victim(cycle)
+		o.leaves(victim)
+		if victim != youngest.owner {
+			t.Fatalf("the victim of %v is %s, the youngest %s", cycle, victim, youngest.owner)
+		}
+		if youngest.steps > 0 {
+			if got, want := table.Abandon(victim, nil), m.abandon(victim); !slices.Equal(got, want) {
+				t.Fatalf("%s gave up, which woke %v, in the model %v", victim, got, want)
+			}
+		} else {
+			set := youngest.set
+			granted, got := table.Restart(victim, nil)
+			want := m.drop(victim)
+			if again := m.claim(victim, youngest.at, set); again != granted || !slices.Equal(got, want) {
+				t.Fatalf("%s restarted: granted %v, woke %v; in the model %v, %v", victim, granted, got, again, want)
+			}
+		}
+		if found > 1000 {
+			t.Fatalf("cycles without end\n%s", table)
+		}
+		m.compare(t, table)
+	}
 	noCycle(t, table)
+	return found
 }
 
 func compareID(a, b txnid.ID) int { return bytes.Compare(a[:], b[:]) }
@@ -264,6 +383,13 @@ type overtaking struct {
 	held    map[string]bool
 }
 
+// leaves: an owner gives up its places.
+func (o *overtaking) leaves(owner txnid.ID) {
+	for _, m := range []map[string]int{o.arrival, o.passed} {
+		maps.DeleteFunc(m, func(name string, _ int) bool { return strings.HasSuffix(name, owner.String()) })
+	}
+}
+
 func (o *overtaking) watch(t *rapid.T, table *Table) {
 	o.step++
 	for _, key := range table.sortedKeys() {
@@ -288,7 +414,7 @@ func (o *overtaking) watch(t *rapid.T, table *Table) {
 					continue
 				}
 				if !h.claim.elder(w.claim) {
-					t.Fatalf("%s was granted %q past its elder %s", h.claim.owner, key, w.claim.owner)
+					t.Fatalf("%s was granted %q past its elder %s\n%s", h.claim.owner, key, w.claim.owner, table)
 				}
 				if o.passed[name(w)]++; o.passed[name(w)] > 8 {
 					t.Fatalf("%d grants of %q went past %s", o.passed[name(w)], key, w.claim.owner)
@@ -304,19 +430,30 @@ type world struct {
 	modes []Mode
 	eager int // of 4 steps this many are claims
 	aging bool
+	steps bool // claims grow by steps, or give up waiting
 }
 
 var worlds = []world{
 	{paths: []string{"a", "a/x", "a/y", "a/x/1", "a/x/2", "a-b", "a-b/x", "c/x", "c/x/1"}, modes: []Mode{S, X, IS, IX, SIX}, eager: 2},
 	{paths: []string{"a/x", "a/y", "c/x", "c/y"}, modes: []Mode{S, X}, eager: 2},
 	{paths: []string{"a/x", "a-b/x"}, modes: []Mode{S, X, X}, eager: 3, aging: true},
-	{paths: []string{"a"}, modes: []Mode{IS, IX, S, SIX, X}, eager: 3},
+	{paths: []string{"a"}, modes: []Mode{IS, IX, S, SIX, X, U}, eager: 3},
+	{paths: []string{"a/x", "a/y", "c/x"}, modes: []Mode{S, X, U}, eager: 2, steps: true},
+	{paths: []string{"a", "a/x", "a/x/1", "a/x/2", "a-b/x", "c"}, modes: []Mode{S, X, U, IS, IX, SIX}, eager: 2, steps: true},
+	{paths: []string{"a/x"}, modes: []Mode{S, U, X}, eager: 2, steps: true},
 }
 
 func TestTableDoesWhatTheModelDoes(t *testing.T) {
+	cycles := 0
+	defer func() {
+		if cycles == 0 && !t.Failed() {
+			t.Error("no cycle was ever met")
+		}
+	}()
 	rapid.Check(t, func(t *rapid.T) {
 		w := worlds[rapid.IntRange(0, len(worlds)-1).Draw(t, "world")]
 		table, m := NewTable(), newModel()
+		released := map[txnid.ID]bool{}
 		o := &overtaking{arrival: map[string]int{}, passed: map[string]int{}, held: map[string]bool{}}
 		steps := rapid.IntRange(1, 80).Draw(t, "steps")
 		for i := range steps {
@@ -332,13 +469,19 @@ func TestTableDoesWhatTheModelDoes(t *testing.T) {
 					at = uint64(1000 - i) // everybody is elder than who came before
 				}
 				set := Fold(needs)
+				if i := rapid.IntRange(0, 2*len(owners)).Draw(t, "grow"); w.steps && i < len(owners) && table.Granted(owners[i]) && !released[owners[i]] {
+					if got, want := table.Extend(owners[i], 0, set), m.extend(owners[i], 0, set); got != want {
+						t.Fatalf("extension of %s by %v granted %v, model %v", owners[i], set, got, want)
+					}
+					break
+				}
 				if got, want := table.Claim(owner, at, set), m.claim(owner, at, set); got != want {
 					t.Fatalf("claim of %v granted %v, model %v", set, got, want)
 				}
 			case rapid.IntRange(0, 9).Draw(t, "restart") == 0:
 				restored := NewTable()
 				snapshot := table.AppendSnapshot(nil)
-				rest, err := restored.Restore(append(slices.Clone(snapshot), "next"...))
+				rest, err := restored.Restore(SnapshotVersion, append(slices.Clone(snapshot), "next"...))
 				if err != nil || string(rest) != "next" || !bytes.Equal(restored.AppendSnapshot(nil), snapshot) {
 					t.Fatalf("restored %x with %q left, error %v, from %x", restored.AppendSnapshot(nil), rest, err, snapshot)
 				}
@@ -347,9 +490,14 @@ func TestTableDoesWhatTheModelDoes(t *testing.T) {
 				owner := rapid.SampledFrom(owners).Draw(t, "owner")
 				service := rapid.SampledFrom([]string{"", "a", "a-b", "c"}).Draw(t, "service")
 				var got, want []txnid.ID
-				if service == "" || !table.Granted(owner) {
+				switch {
+				case w.steps && !table.Granted(owner) && service != "":
+					o.leaves(owner)
+					got, want = table.Abandon(owner, nil), m.abandon(owner)
+				case service == "" || !table.Granted(owner):
 					got, want = table.Drop(owner, nil), m.drop(owner)
-				} else {
+				default:
+					released[owner] = true
 					got, want = table.Release(owner, service, nil), m.release(owner, service)
 				}
 				if !slices.Equal(got, want) {
@@ -357,6 +505,7 @@ func TestTableDoesWhatTheModelDoes(t *testing.T) {
 				}
 			}
 			m.compare(t, table)
+			cycles += m.settleCycles(t, table, o)
 			o.watch(t, table)
 		}
 		// Everybody who waits is served when those before leave, and nothing remains.
@@ -370,6 +519,7 @@ func TestTableDoesWhatTheModelDoes(t *testing.T) {
 				t.Fatalf("%s left, which woke %v, in the model %v", owners[i], got, want)
 			}
 			m.compare(t, table)
+			cycles += m.settleCycles(t, table, o)
 			o.watch(t, table)
 		}
 		if table.Nodes() != 0 || table.String() != "" {
@@ -386,7 +536,7 @@ func TestRestoredTableGoesOnAlike(t *testing.T) {
 		at := rapid.IntRange(0, 40).Draw(t, "restart")
 		for i := range 60 {
 			if i == at {
-				if _, err := two.Restore(one.AppendSnapshot(nil)); err != nil {
+				if _, err := two.Restore(SnapshotVersion, one.AppendSnapshot(nil)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -398,15 +548,25 @@ func TestRestoredTableGoesOnAlike(t *testing.T) {
 			need := Need{Key: rapid.SampledFrom(w.paths).Draw(t, "key"), Mode: rapid.SampledFrom(w.modes).Draw(t, "mode")}
 			age := uint64(rapid.IntRange(0, 5).Draw(t, "age"))
 			drop := rapid.Bool().Draw(t, "drop")
+			grow := w.steps && rapid.Bool().Draw(t, "grow")
 			var answers []string
 			for _, table := range tables {
 				switch {
+				case grow && table.Granted(owner):
+					answers = append(answers, fmt.Sprint(table.Extend(owner, age, Fold([]Need{need}))))
+				case grow && table.Has(owner):
+					answers = append(answers, fmt.Sprint(table.Abandon(owner, nil)))
 				case !table.Has(owner):
 					answers = append(answers, fmt.Sprint(table.Claim(owner, age, Fold([]Need{need, {Key: "c/x", Mode: X}}))))
 				case drop || !table.Granted(owner):
 					answers = append(answers, fmt.Sprint(table.Drop(owner, nil)))
 				default:
 					answers = append(answers, fmt.Sprint(table.Release(owner, Service(need.Key), nil)))
+				}
+			}
+			for i, table := range tables {
+				for cycle := table.NextCycle(); cycle != nil; cycle = table.NextCycle() {
+					answers[i] += fmt.Sprint(cycle, table.Drop(table.Victim(cycle), nil))
 				}
 			}
 			if i < at {

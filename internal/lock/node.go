@@ -1,5 +1,7 @@
 package lock
 
+import "github.com/assent-tx/assent/internal/mutant"
+
 // A slot is one node of a claim. It stands in one list at most: the holders of
 // its node or its queue.
 type slot struct {
@@ -9,7 +11,8 @@ type slot struct {
 	key        string
 	mode       Mode
 	overtaken  uint8 // by incompatible elders, while waiting
-	same       int32 // index in the claim of its next slot at the same service; 0: none
+	same       int32 // index in the claim's first part of its next slot at the same service; 0: none
+	converts   *slot // the same claim's slot at this node that this one replaces; nil: none
 }
 
 // list is an intrusive list of slots.
@@ -70,6 +73,25 @@ type node struct {
 	queue   list // who is nearer to the head is served first
 	holding tally
 	waiting tally
+
+	converting int // waiters at the head of the queue that hold the node already
+}
+
+// held is the set of modes that owners other than s's hold.
+func (n *node) held(s *slot) uint8 {
+	if s.converts != nil && n.holding.count[s.converts.mode] == 1 {
+		return n.holding.present &^ s.converts.mode.bit()
+	}
+	return n.holding.present
+}
+
+// grant makes a slot a holder, in place of the one that it converts.
+func (n *node) grant(s *slot) {
+	if old := s.converts; old != nil {
+		n.unhold(old)
+		old.node, s.converts = nil, nil
+	}
+	n.hold(s)
 }
 
 func (n *node) hold(s *slot) {
@@ -85,22 +107,36 @@ func (n *node) unhold(s *slot) {
 func (n *node) enqueue(at, s *slot) {
 	n.queue.insertAfter(at, s)
 	n.waiting.add(s.mode)
+	if s.converts != nil {
+		n.converting++
+	}
 }
 
 func (n *node) dequeue(s *slot) {
 	n.queue.remove(s)
 	n.waiting.remove(s.mode)
+	if s.converts != nil {
+		n.converting--
+	}
 }
 
 func (n *node) empty() bool { return n.holders.head == nil && n.queue.head == nil }
 
 // place finds where a new request queues: behind the last waiter that it may not
 // overtake (nil: first). It counts the overtaking, and tells the set of modes
-// that wait ahead of the place.
+// that wait ahead of the place. Conversions stand ahead of all others, the eldest
+// first: whoever waits for the node waits for its holders anyway.
 func (n *node) place(s *slot) (at *slot, ahead uint8) {
+	if s.converts != nil && !mutant.On("lock-conversion-queues-up") {
+		for next := n.queue.head; next != nil && next.converts != nil && !s.claim.elder(next.claim); next = next.next {
+			at = next
+			ahead |= next.mode.bit()
+		}
+		return at, ahead
+	}
 	left := n.waiting
 	for at = n.queue.tail; at != nil && s.mayOvertake(at); at = at.prev {
-		if !Compatible(s.mode, at.mode) {
+		if !mutual(s.mode, at.mode) {
 			at.overtaken++
 		}
 		left.remove(at.mode)
@@ -108,11 +144,11 @@ func (n *node) place(s *slot) (at *slot, ahead uint8) {
 	return at, left.present
 }
 
-// grantable reports whether some mode of the set waiting conflicts with none of
-// the set against.
-func grantable(waiting, against uint8) bool {
+// grantable reports whether some mode of the set waiting need not wait for those held
+// and ahead.
+func grantable(waiting, held, ahead uint8) bool {
 	for m := range Mode(modes) {
-		if waiting&m.bit() != 0 && m.conflicts()&against == 0 {
+		if waiting&m.bit() != 0 && !m.waitsFor(held, ahead) {
 			return true
 		}
 	}

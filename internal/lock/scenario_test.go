@@ -97,7 +97,7 @@ func TestScenarios(t *testing.T) {
 			case "snapshot-restore":
 				before := table.AppendSnapshot(nil)
 				table = NewTable()
-				if _, err := table.Restore(before); err != nil {
+				if _, err := table.Restore(SnapshotVersion, before); err != nil {
 					d.Fatalf(t, "%v", err)
 				}
 				if !bytes.Equal(table.AppendSnapshot(nil), before) {

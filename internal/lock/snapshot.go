@@ -11,14 +11,20 @@ import (
 
 // Snapshot format, all numbers as shortest uvarints, strings as length and bytes:
 //
-//	claims, then each ascending by owner: owner (16 bytes), atMs,
+//	claims, then each ascending by owner: owner (16 bytes), atMs, 1 if it grew by steps,
 //	    needs not asked for yet, then each ascending: key, mode
 //	nodes, then each ascending by key: key,
 //	    holders, then each in order of grant: claim (index above), mode
 //	    waiters, then each from the head: claim, mode, overtaken
 //
-// What a claim holds or waits for stands at the nodes only. The caller versions
-// the format.
+// What a claim holds or waits for stands at the nodes only. Version 1 has no word on
+// growth: there was none.
+
+// Versions of the format. The caller keeps which one it wrote.
+const (
+	SnapshotVersion1 = 1
+	SnapshotVersion  = 2
+)
 
 // ErrSnapshot is wrapped by every error of Restore.
 var ErrSnapshot = errors.New("damaged lock table snapshot")
@@ -33,9 +39,11 @@ func (t *Table) AppendSnapshot(dst []byte) []byte {
 		c.index = i
 		dst = append(dst, owner[:]...)
 		dst = binary.AppendUvarint(dst, c.atMs)
+		dst = append(dst, byte(bit(len(c.more) > 0)))
 		var later []slot
 		if !c.granted() {
-			later = c.slots[c.next+1:]
+			p := c.last()
+			later = p.slots[p.next+1:]
 		}
 		dst = binary.AppendUvarint(dst, uint64(len(later)))
 		for j := range later {
@@ -77,8 +85,11 @@ func appendString(dst []byte, s string) []byte {
 // Restore replaces the table by the snapshot at the start of src and returns what
 // follows it. On an error the table is as it was. Whatever the bytes, it neither
 // panics nor allocates more than a multiple of their length.
-func (t *Table) Restore(src []byte) (rest []byte, err error) {
-	r := reader{b: src}
+func (t *Table) Restore(version byte, src []byte) (rest []byte, err error) {
+	r := reader{b: src, version: version}
+	if version != SnapshotVersion1 && version != SnapshotVersion {
+		return nil, fmt.Errorf("%w: version %d, this binary knows %d", ErrSnapshot, version, SnapshotVersion)
+	}
 	made := r.table()
 	if r.err == nil {
 		r.err = made.Check()
@@ -94,6 +105,7 @@ func (t *Table) Restore(src []byte) (rest []byte, err error) {
 // the one it waits for, then those that come later.
 type draft struct {
 	claim   *claim
+	grown   bool
 	held    []slot
 	waiting []slot
 	later   []slot
@@ -106,8 +118,9 @@ type place struct {
 }
 
 type reader struct {
-	b   []byte
-	err error
+	b       []byte
+	version byte
+	err     error
 }
 
 func (r *reader) table() *Table {
@@ -171,10 +184,22 @@ func (r *reader) table() *Table {
 			return t
 		}
 		c := d.claim
-		c.next = len(d.held)
-		c.slots = append(append(d.held, d.waiting...), d.later...)
-		for j := range c.slots {
-			c.slots[j].claim = c
+		wanted := append(d.waiting, d.later...)
+		if !d.grown {
+			c.part = part{slots: append(d.held, wanted...), next: len(d.held)}
+		} else { // what it holds is as good as asked for first
+			c.part = part{slots: d.held, next: len(d.held)}
+			c.more = []*part{{slots: wanted}}
+			if err := c.more[0].check(); err != nil {
+				r.fail(err.Error())
+				return t
+			}
+			t.grown++
+		}
+		for j := range c.parts() {
+			for p, k := c.at(j), 0; k < len(p.slots); k++ {
+				p.slots[k].claim = c
+			}
 		}
 		if err := c.link(); err != nil {
 			r.fail(err.Error())
@@ -192,7 +217,9 @@ func (r *reader) table() *Table {
 			n.hold(s)
 		}
 		for _, p := range q.waiters {
-			s := &p.draft.claim.slots[p.draft.claim.next]
+			c := p.draft.claim
+			s := c.outstanding()
+			s.converts = c.holds(s.key)
 			s.node = n
 			if mutant.On("lock-restore-loses-order") {
 				n.enqueue(nil, s)
@@ -212,6 +239,12 @@ func (r *reader) draft() draft {
 	}
 	r.b = r.b[copy(owner[:], r.b):]
 	d := draft{claim: &claim{owner: owner, atMs: r.uint()}}
+	if r.version > SnapshotVersion1 {
+		grown := r.byte()
+		if d.grown = grown == 1; grown > 1 {
+			r.fail("bad flag")
+		}
+	}
 	d.later = make([]slot, 0, r.count(3))
 	for range cap(d.later) {
 		d.later = append(d.later, slot{key: r.string(), mode: Mode(r.byte())})
@@ -225,7 +258,7 @@ func (r *reader) slot(drafts []draft, key string) (*draft, slot) {
 	if r.err == nil && i >= uint64(len(drafts)) {
 		r.fail("a node names a claim that is not there")
 	}
-	if r.err == nil && s.mode >= modes {
+	if r.err == nil && !s.mode.Valid() {
 		r.fail("unknown mode")
 	}
 	if r.err != nil {

@@ -2,7 +2,6 @@ package lock
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -17,41 +16,18 @@ const maxOvertakes = 8
 type Table struct {
 	nodes   map[string]*node
 	claims  map[txnid.ID]*claim
-	waiters int // claims that wait
-}
-
-// claim is what one owner holds and wants. Slots before next have been granted,
-// the slot at next waits, those behind it have not been asked for.
-type claim struct {
-	owner txnid.ID
-	atMs  uint64
-	slots []slot // ascending by key; the whole set
-	next  int
-	index int // scratch of AppendSnapshot
-}
-
-// elder orders claims by age; ties go to the lesser id.
-func (c *claim) elder(than *claim) bool {
-	if c.atMs != than.atMs {
-		return c.atMs < than.atMs
-	}
-	return c.owner.Less(than.owner)
-}
-
-func (c *claim) granted() bool { return c.next == len(c.slots) }
-
-// find is the index of the claim's slot with this key.
-func (c *claim) find(key string) (int, bool) {
-	return slices.BinarySearchFunc(c.slots, key, func(s slot, key string) int { return cmp.Compare(s.key, key) })
+	waiters int        // claims that wait
+	grown   int        // claims that grew by steps: without them there is no cycle
+	blocked []txnid.ID // claims that began to wait since NextCycle was asked; not part of a snapshot
 }
 
 // mayOvertake: elders pass younger waiters, freely if both can hold together and
-// else until the waiter has had enough.
+// else until the waiter has had enough. Nobody passes a conversion.
 func (s *slot) mayOvertake(w *slot) bool {
-	if !s.claim.elder(w.claim) {
+	if w.converts != nil || !s.claim.elder(w.claim) {
 		return false
 	}
-	return w.overtaken < maxOvertakes || Compatible(s.mode, w.mode) || mutant.On("lock-no-overtake-bound")
+	return w.overtaken < maxOvertakes || mutual(s.mode, w.mode) || mutant.On("lock-no-overtake-bound")
 }
 
 // NewTable returns a table in which nothing is held.
@@ -73,10 +49,8 @@ func (t *Table) Claim(owner txnid.ID, atMs uint64, set []Need) (granted bool) {
 	if len(set) == 0 {
 		return true
 	}
-	c := &claim{owner: owner, atMs: atMs, slots: make([]slot, len(set))}
-	for i, n := range set {
-		c.slots[i] = slot{claim: c, key: n.Key, mode: n.Mode}
-	}
+	c := &claim{owner: owner, atMs: atMs}
+	c.part = c.newPart(set)
 	if err := c.link(); err != nil {
 		panic(fmt.Sprintf("lock: claim of %s: %v", owner, err))
 	}
@@ -84,48 +58,46 @@ func (t *Table) Claim(owner txnid.ID, atMs uint64, set []Need) (granted bool) {
 	return t.advance(c)
 }
 
-// link checks the order of the slots and chains those of each service.
-func (c *claim) link() error {
-	for i := range c.slots {
-		if c.slots[i].key == "" {
-			return errors.New("a node without a key")
-		}
-		if i > 0 && c.slots[i-1].key >= c.slots[i].key {
-			return fmt.Errorf("%q does not sort before %q", c.slots[i-1].key, c.slots[i].key)
-		}
+// Extend asks for a further folded set: as Claim if the owner has no claim yet. What
+// the claim holds already, here or further up, is not asked for again; a node that it
+// holds in a weaker mode is converted. Extend panics if the claim waits.
+func (t *Table) Extend(owner txnid.ID, atMs uint64, set []Need) (granted bool) {
+	c := t.claims[owner]
+	if c == nil {
+		return t.Claim(owner, atMs, set)
 	}
-	head := 0
-	for i := len(c.slots) - 1; i >= 0; i-- {
-		s := &c.slots[i]
-		if s.mode >= modes {
-			return fmt.Errorf("%q has the unknown mode %d", s.key, s.mode)
-		}
-		service := Service(s.key)
-		if c.slots[head].key != service {
-			var ok bool
-			if head, ok = c.find(service); !ok {
-				return fmt.Errorf("%q comes without a lock on its service", s.key)
-			}
-		}
-		// Index 0 is a service, since a service sorts before all its keys: 0 ends a chain.
-		if i != head {
-			s.same, c.slots[head].same = c.slots[head].same, int32(i)
-		}
+	if !c.granted() {
+		panic(fmt.Sprintf("lock: %s asks for more while it waits for %q", owner, c.outstanding().key))
 	}
-	return nil
+	p := c.newPart(set)
+	if err := p.check(); err != nil {
+		panic(fmt.Sprintf("lock: extension of %s: %v", owner, err))
+	}
+	if len(c.more) == 0 {
+		t.grown++
+	}
+	c.more = append(c.more, &p)
+	return t.advance(c)
 }
 
 // advance asks for one node after the other until one must be waited for.
 func (t *Table) advance(c *claim) (granted bool) {
-	for ; !c.granted(); c.next++ {
-		if !t.request(&c.slots[c.next]) {
+	for p := c.last(); !p.done(); p.next++ {
+		if !t.request(c, &p.slots[p.next]) {
 			return false
 		}
 	}
 	return true
 }
 
-func (t *Table) request(s *slot) (granted bool) {
+func (t *Table) request(c *claim, s *slot) (granted bool) {
+	if len(c.more) > 0 {
+		mode, converts, needed := c.lacks(s)
+		if !needed {
+			return true
+		}
+		s.mode, s.converts = mode, converts
+	}
 	n := t.nodes[s.key]
 	if n == nil {
 		n = &node{key: s.key}
@@ -136,12 +108,13 @@ func (t *Table) request(s *slot) (granted bool) {
 	if mutant.On("lock-holder-only-wait") {
 		ahead = 0
 	}
-	if s.mode.conflicts()&(n.holding.present|ahead) == 0 {
-		n.hold(s)
+	if !s.mode.waitsFor(n.held(s), ahead) {
+		n.grant(s)
 		return true
 	}
 	n.enqueue(at, s)
 	t.waiters++
+	t.blocked = append(t.blocked, c.owner)
 	return false
 }
 
@@ -155,30 +128,47 @@ func (t *Table) Release(owner txnid.ID, service string, woken []txnid.ID) []txni
 		return woken
 	}
 	if !c.granted() {
-		panic(fmt.Sprintf("lock: release of service %q by %s, which waits for %q", service, owner, c.slots[c.next].key))
-	}
-	head, ok := c.find(service)
-	if !ok || c.slots[head].node == nil {
-		return woken
+		panic(fmt.Sprintf("lock: release of service %q by %s, which waits for %q", service, owner, c.outstanding().key))
 	}
 	// All is given back before any is handed on, so that a woken claim does not
 	// queue at nodes that are about to be free.
-	for i := head; ; {
-		s := &c.slots[i]
+	var few [8]*node
+	touched := few[:0]
+	c.eachAt(service, func(s *slot) {
 		s.node.unhold(s)
-		if i = int(s.same); i == 0 {
-			break
-		}
-	}
-	for i := head; ; {
-		s := &c.slots[i]
-		n := s.node
+		touched = append(touched, s.node)
 		s.node = nil
-		woken = t.handOn(n, woken)
-		if i = int(s.same); i == 0 {
-			return woken
-		}
+	})
+	return t.handAllOn(c, touched, woken)
+}
+
+// handAllOn hands on nodes in order of their keys, whichever steps they were asked for
+// in: a restored table no longer knows those.
+func (t *Table) handAllOn(c *claim, touched []*node, woken []txnid.ID) []txnid.ID {
+	if len(c.more) > 0 {
+		slices.SortFunc(touched, func(a, b *node) int { return cmp.Compare(a.key, b.key) })
+		touched = slices.Compact(touched)
 	}
+	for _, n := range touched {
+		woken = t.handOn(n, woken)
+	}
+	return woken
+}
+
+// Abandon takes back what the owner waits for and had not been asked for yet; it
+// keeps what it holds. It appends to woken as Release does.
+func (t *Table) Abandon(owner txnid.ID, woken []txnid.ID) []txnid.ID {
+	c := t.claims[owner]
+	if c == nil || c.granted() {
+		return woken
+	}
+	p, s := c.last(), c.outstanding()
+	n := s.node
+	n.dequeue(s)
+	s.node, s.converts = nil, nil
+	t.waiters--
+	p.slots = p.slots[:p.next]
+	return t.handOn(n, woken)
 }
 
 // Drop ends the owner's claim: it gives back all that is held, and the place in a
@@ -189,24 +179,27 @@ func (t *Table) Drop(owner txnid.ID, woken []txnid.ID) []txnid.ID {
 		return woken
 	}
 	delete(t.claims, owner)
-	touched := c.slots[:c.next]
-	for i := range touched {
-		if s := &touched[i]; s.node != nil {
-			s.node.unhold(s)
+	if len(c.more) > 0 {
+		t.grown--
+	}
+	var few [8]*node
+	touched := few[:0]
+	for i := range c.parts() {
+		p := c.at(i)
+		for j := range p.next {
+			if s := &p.slots[j]; s.node != nil {
+				s.node.unhold(s)
+				touched = append(touched, s.node)
+			}
 		}
 	}
 	if !c.granted() {
-		s := &c.slots[c.next]
+		s := c.outstanding()
 		s.node.dequeue(s)
 		t.waiters--
-		touched = c.slots[:c.next+1]
+		touched = append(touched, s.node)
 	}
-	for i := range touched {
-		if n := touched[i].node; n != nil {
-			woken = t.handOn(n, woken)
-		}
-	}
-	return woken
+	return t.handAllOn(c, touched, woken)
 }
 
 // handOn grants from the head of the queue whatever is compatible with the
@@ -215,18 +208,18 @@ func (t *Table) Drop(owner txnid.ID, woken []txnid.ID) []txnid.ID {
 // looks at one waiter more than it grants.
 func (t *Table) handOn(n *node, woken []txnid.ID) []txnid.ID {
 	left, ahead := n.waiting, uint8(0)
-	for s := n.queue.head; s != nil && grantable(left.present, n.holding.present|ahead); {
+	for s := n.queue.head; s != nil && (s.converts != nil || grantable(left.present, n.holding.present, ahead)); {
 		next := s.next
 		left.remove(s.mode)
-		if s.mode.conflicts()&(n.holding.present|ahead) != 0 {
+		if s.mode.waitsFor(n.held(s), ahead) {
 			ahead |= s.mode.bit()
 		} else {
 			n.dequeue(s)
 			t.waiters--
-			n.hold(s)
+			n.grant(s)
 			s.overtaken = 0
 			c := s.claim
-			c.next++
+			c.last().next++
 			// Later nodes only: this queue does not change under the loop.
 			if t.advance(c) {
 				woken = append(woken, c.owner)
@@ -252,46 +245,40 @@ func (t *Table) Granted(owner txnid.ID) bool {
 
 // Waiting tells the owner's outstanding request and at most limit of those it
 // waits for: incompatible holders, then incompatible waiters ahead of it.
-func (t *Table) Waiting(owner txnid.ID, limit int) (need Need, blockers []txnid.ID, ok bool) {
+func (t *Table) Waiting(owner txnid.ID, limit int) (need Need, behind []txnid.ID, ok bool) {
 	c := t.claims[owner]
 	if c == nil || c.granted() {
 		return Need{}, nil, false
 	}
-	w := &c.slots[c.next]
-	for s := w.node.holders.head; s != nil && len(blockers) < limit; s = s.next {
-		if !Compatible(s.mode, w.mode) {
-			blockers = append(blockers, s.claim.owner)
+	for _, b := range blockers(c) {
+		if len(behind) == limit {
+			break
 		}
+		behind = append(behind, b.owner)
 	}
-	for s := w.node.queue.head; s != w && len(blockers) < limit; s = s.next {
-		if !Compatible(s.mode, w.mode) {
-			blockers = append(blockers, s.claim.owner)
-		}
-	}
-	return Need{Key: w.key, Mode: w.mode}, blockers, true
+	w := c.outstanding()
+	return Need{Key: w.key, Mode: w.mode}, behind, true
 }
 
 // Contended reports whether somebody waits at a node that the owner holds at
 // this service. It looks at the owner's nodes there, and at no other.
-func (t *Table) Contended(owner txnid.ID, service string) bool {
+func (t *Table) Contended(owner txnid.ID, service string) (contended bool) {
 	c := t.claims[owner]
 	if c == nil {
 		return false
 	}
-	head, ok := c.find(service)
-	if !ok {
-		return false
+	c.eachAt(service, func(s *slot) {
+		contended = contended || s.node.queue.head != nil && (c.granted() || s != c.outstanding())
+	})
+	return contended
+}
+
+// Queue counts those that wait at a node.
+func (t *Table) Queue(key string) (n int) {
+	if at := t.nodes[key]; at != nil {
+		n = int(at.waiting.total())
 	}
-	for i := head; i < c.next; {
-		s := &c.slots[i]
-		if s.node != nil && s.node.queue.head != nil {
-			return true
-		}
-		if i = int(s.same); i == 0 {
-			break
-		}
-	}
-	return false
+	return n
 }
 
 // Len counts the claims.
