@@ -27,6 +27,7 @@ type LockMode uint8
 const (
 	Exclusive LockMode = iota // also when absent
 	Shared
+	Update // read now, will write: excludes other updates, becomes exclusive later
 )
 
 // DeclaredLock is a key an operation uses, relative to its service.
@@ -55,6 +56,38 @@ type Submission struct {
 	Refusal *reason.Error
 }
 
+// Beginning is an interactive transaction to begin.
+type Beginning struct {
+	ID          string        // UUIDv7; empty: made by the node, and the request is not safely repeatable
+	Timeout     time.Duration // until commit is decided; zero: the default
+	IdleTimeout time.Duration // of the client's silence; zero: the default
+	RetryOf     string        // an aborted transaction that this one tries again: it keeps that one's age; may be empty
+	TraceParent string
+}
+
+// Step is further work of an interactive transaction: its locks first, then its
+// operations.
+type Step struct {
+	Number     uint32 // chosen by the client, above 0: the same number with the same work is done once
+	Operations []StepOperation
+	Locks      []ServiceLock
+
+	// Refusal is the limit of this server that new work of this size exceeds; nil: none.
+	Refusal *reason.Error
+}
+
+// StepOperation is an operation of a step.
+type StepOperation struct {
+	Operation
+	Now bool // executed at once, and its result answered; else with prepare
+}
+
+// ServiceLock is a key of a service.
+type ServiceLock struct {
+	Service string
+	DeclaredLock
+}
+
 // Transaction is what is known of a transaction.
 type Transaction struct {
 	ID       string
@@ -67,7 +100,13 @@ type Transaction struct {
 	Began, Granted, Decided, Ended time.Time
 	Timeout                        time.Duration
 	WaitsFor                       *LockWait // while active: the lock it waits for
-	Replayed                       bool      // the id was known: this answer repeats an earlier submission's outcome
+	Replayed                       bool      // the id or step was known: this answer repeats an earlier one
+	Interactive                    bool
+	IdleTimeout                    time.Duration // of an interactive transaction
+	Age                            time.Time     // when the first try of it began: elders go first
+
+	// StepResults answer a step: one for each of its operations, nil for those that did not run at once.
+	StepResults [][]byte
 }
 
 // Terminal reports whether the decision is made.
@@ -106,6 +145,56 @@ type LockWait struct {
 	For  []string // ids of at most 8 transactions that stand in the way
 }
 
+// LockQuery selects locks.
+type LockQuery struct {
+	Service   string // empty: all
+	Key       string // of the service: it and all below; empty: all
+	Waited    bool   // only those that somebody waits for
+	PageSize  int    // 1..1000; zero: 100
+	PageToken string
+}
+
+// Lock is one node of the lock tree that is held or waited for.
+type Lock struct {
+	Service string
+	Key     string // empty: the whole service
+	Shard   uint32
+	Holders []LockHolder
+	Waiters []LockHolder // who is served first comes first
+}
+
+// LockHolder is a transaction at a lock.
+type LockHolder struct {
+	Transaction string
+	Mode        string    // IS, IX, S, U, SIX, X
+	Age         time.Time // of the transaction
+	Since       time.Time // it holds, or waits
+}
+
+// LockPage is one page, in order of services and keys.
+type LockPage struct {
+	Locks         []Lock
+	NextPageToken string
+}
+
+// Deadlock is a cycle of waiting that was broken.
+type Deadlock struct {
+	At        time.Time
+	Shard     uint32
+	Victim    string
+	Restarted bool // the victim gave back its locks and queued again; else it aborted
+	Cycle     []CycleWait
+}
+
+// CycleWait is one edge of a cycle.
+type CycleWait struct {
+	Transaction string
+	Service     string
+	Key         string
+	Mode        string
+	WaitsFor    string
+}
+
 // ListQuery selects transactions.
 type ListQuery struct {
 	State     string // empty: all; "in_doubt": committing and aborting; "hazard": open hazards
@@ -127,6 +216,7 @@ type ServiceSpec struct {
 	CommitURL      string
 	RollbackURL    string
 	StatusURL      string // optional
+	ExecuteURL     string // optional: without it operations run with prepare only
 	Resources      []string
 	Capabilities   []string // one_phase, read_only, list_in_doubt, tombstone; nil: tombstone
 	Isolation      string   // coordinator (default) or participant

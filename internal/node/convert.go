@@ -43,6 +43,7 @@ func convert(v *shard.View) Transaction {
 		ID: t.ID.String(), State: t.Status.String(), OnePhase: t.OnePhase, Hazard: t.Hazard() && t.Resolution == "", Replayed: v.Repeated,
 		Began: unixMs(t.BeganMs), Granted: unixMs(t.GrantedMs), Decided: unixMs(t.DecidedMs), Ended: unixMs(t.EndedMs),
 		Timeout: time.Duration(t.TimeoutMs) * time.Millisecond, Branches: make([]Branch, len(t.Branches)),
+		Interactive: t.Interactive, IdleTimeout: time.Duration(t.IdleMs) * time.Millisecond, Age: unixMs(t.AgeMs), StepResults: v.StepResults,
 	}
 	if t.Abort != nil {
 		out.Abort = &Abort{Reason: t.Abort.Reason, Message: t.Abort.Message, Service: t.Abort.Service}
@@ -79,7 +80,7 @@ func branchState(t *txn.Txn, b *txn.Branch, more *shard.BranchView) (state, vote
 	switch more.Vote {
 	case shard.VoteYes, shard.VoteNo, shard.VoteReadOnly:
 		vote = more.Vote.String()
-	case shard.Indefinite, shard.Acknowledged, shard.SaysUnknown, shard.SaysCommitted, shard.SaysRolledBack:
+	case shard.Indefinite, shard.Acknowledged, shard.SaysUnknown, shard.SaysCommitted, shard.SaysRolledBack, shard.Executed, shard.Refused, shard.Conflict, shard.Lost:
 	}
 	committed := t.Status == txn.Committing || t.Status == txn.Committed
 	switch {
@@ -102,6 +103,8 @@ func branchState(t *txn.Txn, b *txn.Branch, more *shard.BranchView) (state, vote
 		return "rolling_back", vote
 	case b.Fate == txn.FateDone:
 		return "rolled_back", vote
+	case t.Status == txn.Active && b.Contacted:
+		return "executing", ""
 	case t.Status == txn.Active:
 		return "waiting", ""
 	case vote == "yes":
@@ -169,7 +172,7 @@ var capabilities = []struct {
 // service builds the registration of a spec, with the defaults filled in.
 func (n *Node) service(spec *ServiceSpec) (*txn.Service, error) {
 	v := &txn.Service{
-		Name: spec.Name, PrepareURL: spec.PrepareURL, CommitURL: spec.CommitURL, RollbackURL: spec.RollbackURL, StatusURL: spec.StatusURL,
+		Name: spec.Name, PrepareURL: spec.PrepareURL, CommitURL: spec.CommitURL, RollbackURL: spec.RollbackURL, StatusURL: spec.StatusURL, ExecuteURL: spec.ExecuteURL,
 		Resources: spec.Resources, RequireKeys: spec.RequireKeys,
 		MaxInFlight:      uint32(spec.MaxInFlight),
 		PrepareTimeoutMs: uint32(spec.PrepareTimeout.Milliseconds()),
@@ -232,7 +235,7 @@ func describeService(v *shard.ServiceView) Service {
 	s := &v.Service
 	out := Service{
 		ServiceSpec: ServiceSpec{
-			Name: s.Name, PrepareURL: s.PrepareURL, CommitURL: s.CommitURL, RollbackURL: s.RollbackURL, StatusURL: s.StatusURL,
+			Name: s.Name, PrepareURL: s.PrepareURL, CommitURL: s.CommitURL, RollbackURL: s.RollbackURL, StatusURL: s.StatusURL, ExecuteURL: s.ExecuteURL,
 			Resources: s.Resources, Isolation: "coordinator", RequireKeys: s.RequireKeys, MaxInFlight: int(s.MaxInFlight),
 			PrepareTimeout: time.Duration(s.PrepareTimeoutMs) * time.Millisecond, FinishTimeout: time.Duration(s.FinishTimeoutMs) * time.Millisecond,
 		},

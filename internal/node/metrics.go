@@ -22,6 +22,9 @@ type Metrics struct {
 	retries      *prometheus.CounterVec
 	hazards      *prometheus.CounterVec
 	blocked      prometheus.Counter
+	stepWait     prometheus.Histogram
+	deadlocks    prometheus.Counter
+	cycles       prometheus.Histogram
 	calls        *prometheus.HistogramVec // by service, phase, result
 	noKeys       *prometheus.CounterVec
 	batch        prometheus.Histogram
@@ -66,6 +69,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		snapshots:    histogram("snapshot_seconds", "Writing one snapshot.", prometheus.ExponentialBuckets(0.001, 2, 16)),
 	}
 	m.blocked = counter("lock_waits_total", "Transactions that had to wait for a lock.").WithLabelValues()
+	m.stepWait = histogram("step_wait_seconds", "From a step's arrival to all its locks granted, of interactive transactions.", times)
+	m.deadlocks = counter("deadlocks_total", "Cycles of waiting that were broken; each cost one victim its turn.").WithLabelValues()
+	m.cycles = histogram("deadlock_transactions", "Transactions in a cycle of waiting.", prometheus.LinearBuckets(2, 1, 8))
 	m.stale = counter("stale_entries_total", "Log entries ignored because they were computed in another term.").WithLabelValues()
 	m.leads = counter("leaderships_total", "Times that this node began to lead a shard.").WithLabelValues()
 	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -150,6 +156,11 @@ func (m *Metrics) observe(e *shard.Notice) {
 		m.stale.Inc()
 	case shard.NoticeLeading:
 		m.leads.Inc()
+	case shard.NoticeStep:
+		m.stepWait.Observe(seconds)
+	case shard.NoticeDeadlock:
+		m.deadlocks.Inc()
+		m.cycles.Observe(float64(e.N))
 	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService:
 	}
 }
@@ -262,8 +273,10 @@ func (n *Node) observe(idx uint32, e *shard.Notice) {
 		if e.Phase != shard.PhasePrepare && e.N >= 4 && e.N&(e.N-1) == 0 {
 			n.log.Warn("a decided branch is not acknowledged yet", "transaction", e.ID.String(), "service", e.Service, "phase", e.Phase.String(), "failures", e.N, "error", e.Text)
 		}
+	case shard.NoticeDeadlock:
+		n.log.Info("deadlock broken", "shard", idx, "victim", e.ID.String(), "cycle", e.Text)
 	case shard.NoticeStaleEntry:
 		n.log.Info("an entry of another term was ignored", "shard", idx)
-	case shard.NoticeBegan, shard.NoticeRefused, shard.NoticeBlocked, shard.NoticeGranted, shard.NoticeDecided, shard.NoticeEnded, shard.NoticeProposed, shard.NoticeIgnored:
+	case shard.NoticeBegan, shard.NoticeRefused, shard.NoticeBlocked, shard.NoticeGranted, shard.NoticeDecided, shard.NoticeEnded, shard.NoticeProposed, shard.NoticeIgnored, shard.NoticeStep:
 	}
 }

@@ -39,6 +39,8 @@ type Config struct {
 	DefaultMaxInFlight    int           // of a service that names none
 	DefaultPrepareTimeout time.Duration // of one try
 	DefaultFinishTimeout  time.Duration // of one try of commit or rollback
+	InteractiveTimeout    time.Duration // of an interactive transaction that names none
+	IdleTimeout           time.Duration // of its client's silence
 	InboxLimit            int           // events that wait for a shard; senders then wait
 
 	Logger *slog.Logger
@@ -56,6 +58,12 @@ func (c *Config) fill() {
 	}
 	if c.DefaultFinishTimeout == 0 {
 		c.DefaultFinishTimeout = 10 * time.Second
+	}
+	if c.InteractiveTimeout == 0 {
+		c.InteractiveTimeout = time.Minute
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = 10 * time.Second
 	}
 	if c.InboxLimit == 0 {
 		c.InboxLimit = 8192

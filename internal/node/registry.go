@@ -56,7 +56,7 @@ func (r *runner) publish() {
 func (n *Node) endpoint(v *txn.Service) rm.Endpoint {
 	return rm.Endpoint{
 		Generation: v.Generation,
-		PrepareURL: v.PrepareURL, CommitURL: v.CommitURL, RollbackURL: v.RollbackURL, StatusURL: v.StatusURL,
+		PrepareURL: v.PrepareURL, CommitURL: v.CommitURL, RollbackURL: v.RollbackURL, StatusURL: v.StatusURL, ExecuteURL: v.ExecuteURL,
 		ReadOnly: v.Capabilities&txn.ReadOnly != 0, OnePhase: v.Capabilities&txn.OnePhase != 0,
 		MaxInFlight:    int(v.MaxInFlight),
 		PrepareTimeout: time.Duration(v.PrepareTimeoutMs) * time.Millisecond,

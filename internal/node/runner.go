@@ -246,12 +246,15 @@ func (r *runner) call(c *shard.Call) {
 	out := &rm.Call{
 		Phase: phases[c.Phase], Cluster: r.n.cluster, Service: c.Service, Generation: c.Generation, Txn: c.ID, Branch: c.Branch + 1, Attempt: c.Attempt,
 		Term: c.Term, Shard: r.idx, Shards: r.n.cfg.Shards, Token: c.Token, Forgotten: c.Forgotten, OnePhase: c.OnePhase,
-		Operations: c.Operations, Digest: c.Digest, TraceParent: c.TraceParent,
+		Operations: c.Operations, Digest: c.Digest, First: c.First, Executed: c.Executed, Execution: c.Execution, TraceParent: c.TraceParent,
 	}
 	r.n.caller.Call(out, e.endpoint, func(res rm.Result) {
 		failpointCall("after-call", done.Phase) // c is the shard's again by now
 		r.n.metrics.called(out, &res)
-		done.Answer, done.Reason, done.Results = translate(&res), res.Reason, res.Results
+		done.Answer, done.Reason, done.Results, done.Execution = translate(&res), res.Reason, res.Results, res.Execution
+		if res.Kind == rm.Refused && res.Message != "" {
+			done.Reason += ": " + res.Message
+		}
 		select {
 		case r.inbox <- request{ev: done}:
 		case <-r.n.stop:
@@ -259,7 +262,7 @@ func (r *runner) call(c *shard.Call) {
 	})
 }
 
-var phases = [...]rm.Phase{shard.PhasePrepare: rm.Prepare, shard.PhaseCommit: rm.Commit, shard.PhaseRollback: rm.Rollback}
+var phases = [...]rm.Phase{shard.PhasePrepare: rm.Prepare, shard.PhaseCommit: rm.Commit, shard.PhaseRollback: rm.Rollback, shard.PhaseExecute: rm.Execute}
 
 func translate(res *rm.Result) shard.AnswerKind {
 	switch res.Kind {
@@ -271,6 +274,16 @@ func translate(res *rm.Result) shard.AnswerKind {
 		return shard.VoteReadOnly
 	case rm.Done:
 		return shard.Acknowledged
+	case rm.Executed:
+		return shard.Executed
+	case rm.Refused:
+		switch {
+		case res.Reason == rm.ExecutionLost:
+			return shard.Lost
+		case res.Retryable:
+			return shard.Conflict
+		}
+		return shard.Refused
 	case rm.Contradicts:
 		switch res.Outcome {
 		case rm.OutcomeUnknown:
@@ -281,7 +294,7 @@ func translate(res *rm.Result) shard.AnswerKind {
 			return shard.SaysRolledBack
 		case rm.OutcomePrepared:
 		}
-	case rm.Indefinite, rm.Known, rm.Executed, rm.Refused:
+	case rm.Indefinite, rm.Known:
 	}
 	return shard.Indefinite
 }

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"time"
 
 	"github.com/assent-tx/assent/internal/lock"
@@ -193,8 +192,12 @@ func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service) ([]lock.Nee
 			return dst, reason.New(reason.InvalidKey, "segments separated by '/', UTF-8 in NFC, at most 256 bytes and 16 segments", "lock key %q: %v", l.Key, err)
 		}
 		mode := lock.X
-		if l.Mode == Shared {
+		switch l.Mode {
+		case Shared:
 			mode = lock.S
+		case Update:
+			mode = lock.U
+		case Exclusive:
 		}
 		dst = append(dst, lock.Need{Key: v.Name + "/" + l.Key, Mode: mode})
 	}
@@ -223,29 +226,19 @@ func (n *Node) confirmUnknown(ctx context.Context, name string) *reason.Error {
 // submissionDigest identifies the decoded request: same digest, same work. It
 // reads nothing but the request: defaults may change between two tries.
 func submissionDigest(s *Submission) [32]byte {
-	h := sha256.New()
-	buf := make([]byte, 0, 512)
-	text := func(b []byte) {
-		buf = binary.AppendUvarint(buf[:0], uint64(len(b)))
-		h.Write(buf)
-		h.Write(b)
-	}
-	count := func(v int) {
-		buf = binary.AppendUvarint(buf[:0], uint64(v))
-		h.Write(buf)
-	}
-	count(int(s.Timeout.Milliseconds()))
-	for i := range s.Operations {
-		op := &s.Operations[i]
-		text([]byte(op.Service))
-		text(op.Payload)
-		count(len(op.Locks))
-		for _, l := range op.Locks {
-			text([]byte(l.Key))
-			count(int(l.Mode))
+	return digestOf(func(text func([]byte), count func(uint64)) {
+		count(uint64(s.Timeout.Milliseconds()))
+		for i := range s.Operations {
+			op := &s.Operations[i]
+			text([]byte(op.Service))
+			text(op.Payload)
+			count(uint64(len(op.Locks)))
+			for _, l := range op.Locks {
+				text([]byte(l.Key))
+				count(uint64(l.Mode))
+			}
 		}
-	}
-	return [32]byte(h.Sum(nil))
+	})
 }
 
 // payloadDigest is the contract's digest: d0 is empty, di = SHA-256(d(i-1) || payload).

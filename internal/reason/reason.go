@@ -43,14 +43,27 @@ const (
 	TooManyServices    Code = "TOO_MANY_SERVICES"   // registry limit
 	CrossOrigin        Code = "CROSS_ORIGIN"        // sent by a web page of another origin
 	NotAHazard         Code = "NOT_A_HAZARD"        // resolve asked for a transaction without an open hazard
+	NotInteractive     Code = "NOT_INTERACTIVE"     // a step or commit asked of a one-shot transaction
+	AlreadyDecided     Code = "ALREADY_DECIDED"     // a step or lock asked of a transaction that has its decision
+	CommitAsked        Code = "COMMIT_ASKED"        // a step asked after commit was
+	StepConflict       Code = "STEP_CONFLICT"       // same step, other body
+	StepPending        Code = "STEP_PENDING"        // commit asked while a step is under way
+	TooManySteps       Code = "TOO_MANY_STEPS"      // of one transaction
+	TooManyWaiters     Code = "TOO_MANY_WAITERS"    // at one lock key
+	CannotExecute      Code = "CANNOT_EXECUTE"      // "when": "now" at a service without an execute endpoint
 )
 
 // Why a transaction aborted.
 const (
-	VotedNo        Code = "VOTED_NO"        // a participant refused
-	Timeout        Code = "TIMEOUT"         // the transaction's timeout ended while participants were asked
-	LockTimeout    Code = "LOCK_TIMEOUT"    // the transaction's timeout ended while waiting for a lock
-	ClientRollback Code = "CLIENT_ROLLBACK" // the client asked for it
+	VotedNo         Code = "VOTED_NO"         // a participant refused
+	Timeout         Code = "TIMEOUT"          // the transaction's timeout ended while participants were asked
+	LockTimeout     Code = "LOCK_TIMEOUT"     // the transaction's timeout ended while waiting for a lock
+	ClientRollback  Code = "CLIENT_ROLLBACK"  // the client asked for it
+	Deadlock        Code = "DEADLOCK"         // waited in a cycle, and was the youngest there
+	IdleTimeout     Code = "IDLE_TIMEOUT"     // the client of an interactive transaction was silent too long
+	ExecuteRefused  Code = "EXECUTE_REFUSED"  // a participant refused an operation that was to run at once
+	ExecuteConflict Code = "EXECUTE_CONFLICT" // the same for now: a new transaction may succeed
+	ExecutionLost   Code = "EXECUTION_LOST"   // a participant lost what it had executed: a restart, a lost connection
 )
 
 // Error is a refusal with its stable code and what to do about it.

@@ -16,6 +16,9 @@ func (s *Shard) effect(e *txn.Effect) {
 	if !s.leading {
 		return
 	}
+	if e.Txn != nil && e.Txn.Interactive {
+		s.runs[e.Txn.ID].grow()
+	}
 	switch e.Kind {
 	case txn.EffectBegan:
 		s.began(e.Txn)
@@ -56,6 +59,19 @@ func (s *Shard) effect(e *txn.Effect) {
 		s.draining(e)
 	case txn.EffectServiceRemoved:
 		s.removed(e.Name)
+	case txn.EffectStepTaken, txn.EffectStepRepeated:
+		s.stepTaken(e)
+	case txn.EffectStepBlocked:
+		s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
+		s.notice(Notice{Kind: NoticeBlocked, ID: e.ID})
+	case txn.EffectStepGranted:
+		s.stepGranted(e.Txn)
+	case txn.EffectStepRefused, txn.EffectSealRefused:
+		s.stepRefused(e)
+	case txn.EffectSealed:
+		s.commitAsked(e.Txn)
+	case txn.EffectDeadlock:
+		s.deadlock(e)
 	case txn.EffectBooted, txn.EffectLed, txn.EffectStale: // Apply knows whose LEAD it was
 	}
 }
@@ -63,6 +79,9 @@ func (s *Shard) effect(e *txn.Effect) {
 func (s *Shard) began(t *txn.Txn) {
 	r := s.newRun(t)
 	s.startDeadline(r)
+	if t.Interactive {
+		s.startIdle(r)
+	}
 	s.notice(Notice{Kind: NoticeBegan, ID: t.ID})
 	s.settlePending(t)
 }
@@ -109,6 +128,7 @@ func (s *Shard) decided(t *txn.Txn) {
 	s.notice(n)
 	s.settlePending(t)
 	s.settleWaiters(r)
+	s.dropHeld(r)
 	s.finishAll(r)
 }
 
@@ -160,7 +180,13 @@ func (s *Shard) call(r *run, i int, phase Phase) {
 		Attempt: b.attempt, Term: s.term, Token: s.st.FencingToken(t, rec), Forgotten: s.st.Forgotten(),
 		TraceParent: t.TraceParent,
 	}
-	if phase == PhasePrepare {
+	switch {
+	case phase == PhaseExecute:
+		s.fillExecute(&c, rec, b)
+	case phase == PhasePrepare && t.Interactive:
+		c.Operations, c.Executed, c.Digest = rec.Ops, uint32(len(rec.Executed)), digest(digest([32]byte{}, 0, rec.Executed), len(rec.Executed), rec.Ops)
+		c.Execution = b.execution
+	case phase == PhasePrepare:
 		c.OnePhase, c.Operations, c.Digest = t.OnePhase, rec.Ops, rec.Digest
 	}
 	s.out.Calls = append(s.out.Calls, c)
@@ -188,9 +214,12 @@ func (s *Shard) callDone(ev *CallDone) {
 		return
 	}
 	b.failures, b.lastError = 0, ""
-	if ev.Phase == PhasePrepare {
+	switch ev.Phase {
+	case PhaseExecute:
+		s.executed(r, int(ev.Branch), ev)
+	case PhasePrepare:
 		s.voted(r, int(ev.Branch), ev)
-	} else {
+	default:
 		s.acknowledged(r, int(ev.Branch), ev)
 	}
 }
@@ -287,7 +316,7 @@ func (s *Shard) retryLater(r *run, i int, why string) {
 	b := &r.branches[i]
 	first, most := s.cfg.FinishBackoffUs, s.cfg.MaxFinishBackoffUs
 	// A one-phase prepare may have to be asked without end, as a commit has.
-	if b.phase == PhasePrepare && (!r.t.OnePhase || b.failures < onePhaseQuickTries) {
+	if b.phase == PhaseExecute || b.phase == PhasePrepare && (!r.t.OnePhase || b.failures < onePhaseQuickTries) {
 		first, most = s.cfg.PrepareBackoffUs, s.cfg.MaxPrepareBackoffUs
 	}
 	pause := most
@@ -296,7 +325,7 @@ func (s *Shard) retryLater(r *run, i int, why string) {
 	}
 	b.failures++
 	b.lastError = why
-	if b.failures > 3 && b.phase != PhasePrepare && mutant.On("phase-two-gives-up") {
+	if b.failures > 3 && (b.phase == PhaseCommit || b.phase == PhaseRollback) && mutant.On("phase-two-gives-up") {
 		return
 	}
 	pause = pause/2 + int64(spread(r.t.ID, uint32(i), b.attempt)%uint64(pause/2+1))
@@ -318,7 +347,11 @@ func (s *Shard) retryNow(r *run, i int) {
 		if !r.deciding {
 			s.call(r, i, PhasePrepare)
 		}
-	case r.t.Branches[i].Fate == txn.FateFinishing && b.phase != PhasePrepare:
+	case r.t.Status == txn.Active && b.phase == PhaseExecute:
+		if !r.deciding {
+			s.call(r, i, PhaseExecute)
+		}
+	case r.t.Branches[i].Fate == txn.FateFinishing && b.phase != PhasePrepare && b.phase != PhaseExecute:
 		s.call(r, i, b.phase)
 	}
 }

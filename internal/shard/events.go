@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
@@ -37,6 +38,30 @@ type Submit struct {
 	Digest [32]byte
 	Begin  []byte
 	Wait   WaitMode
+}
+
+// Enlist asks for a step of an interactive transaction. Enlist is the encoded
+// command, whose ID, Step and Digest are repeated here. It is answered when the step's
+// locks are held and its operations that run at once have run, or by the decision.
+type Enlist struct {
+	Token  Token
+	ID     txnid.ID
+	Step   uint32
+	Digest [32]byte
+	Enlist []byte
+}
+
+// Seal asks for the commit of an interactive transaction.
+type Seal struct {
+	Token Token
+	ID    txnid.ID
+	Wait  WaitMode
+}
+
+// Heartbeat says that the client of an interactive transaction is alive.
+type Heartbeat struct {
+	Token Token
+	ID    txnid.ID
 }
 
 // Rollback asks for an abort: answered once the transaction is decided.
@@ -85,9 +110,10 @@ const (
 	PhasePrepare Phase = iota + 1
 	PhaseCommit
 	PhaseRollback
+	PhaseExecute
 )
 
-var phaseNames = [...]string{PhasePrepare: "prepare", PhaseCommit: "commit", PhaseRollback: "rollback"}
+var phaseNames = [...]string{PhasePrepare: "prepare", PhaseCommit: "commit", PhaseRollback: "rollback", PhaseExecute: "execute"}
 
 func (p Phase) String() string { return phaseNames[p] }
 
@@ -104,9 +130,13 @@ const (
 	SaysUnknown    // commit: "I know nothing of this branch"
 	SaysCommitted  // rollback: "durably committed"
 	SaysRolledBack // commit: "durably rolled back"
+	Executed       // execute: done, with a result for each operation
+	Refused        // execute: not possible; the transaction aborts
+	Conflict       // execute: not possible now; the transaction aborts, and may be tried again
+	Lost           // execute: what was executed before is gone; the transaction aborts
 )
 
-var answerNames = [...]string{"indefinite", "yes", "no", "read_only", "acknowledged", "says unknown", "says committed", "says rolled back"}
+var answerNames = [...]string{"indefinite", "yes", "no", "read_only", "acknowledged", "says unknown", "says committed", "says rolled back", "executed", "refused", "conflict", "lost"}
 
 func (k AnswerKind) String() string { return answerNames[k] }
 
@@ -119,8 +149,24 @@ type CallDone struct {
 	Term    uint64
 	Answer  AnswerKind
 	Reason  string   // of a no, or of an indefinite answer
-	Results [][]byte // with a yes or read_only
+	Results [][]byte // with a yes, read_only or executed
+
+	Execution string // with executed: the participant's name for its open local transaction
 }
+
+// maxDeadlocks are remembered by a leader.
+const maxDeadlocks = 100
+
+// Deadlock is a cycle of waiting that was broken.
+type Deadlock struct {
+	AtMs      uint64 // log time
+	Victim    txnid.ID
+	Restarted bool // the victim gave back its locks and queued again; else it aborted
+	Cycle     []lock.Wait
+}
+
+// Deadlocks are the latest that this leader has seen, oldest first; at most 100.
+func (s *Shard) Deadlocks() []Deadlock { return s.deadlocks }
 
 // Lead says that this node leads in Term as far as the log knows; leadership
 // begins when the LEAD record that Step proposes now is applied.
@@ -133,6 +179,9 @@ type Follow struct{}
 type Tick struct{}
 
 func (*Submit) event()        {}
+func (*Enlist) event()        {}
+func (*Seal) event()          {}
+func (*Heartbeat) event()     {}
 func (*Rollback) event()      {}
 func (*Get) event()           {}
 func (*Resolve) event()       {}
@@ -177,8 +226,11 @@ type Call struct {
 	Token       string
 	Forgotten   txnid.ID
 	OnePhase    bool
-	Operations  [][]byte // prepare only
-	Digest      [32]byte // prepare only
+	Operations  [][]byte // prepare and execute only
+	Digest      [32]byte // prepare: over what was executed and Operations; execute: up to and with Operations
+	First       uint32   // execute only: how many operations of the branch ran before these
+	Executed    uint32   // prepare only: how many operations ran before, by execute
+	Execution   string   // execute and prepare: of the open local transaction; empty: not known
 	TraceParent string
 }
 
@@ -198,6 +250,9 @@ type View struct {
 	WaitMode string
 	WaitsFor []txnid.ID
 	Repeated bool // the submission repeats an earlier one
+
+	// Of a step: a result for each of its operations, nil for those that did not run at once.
+	StepResults [][]byte
 }
 
 // BranchView is the leader's knowledge of a branch beyond the record.
@@ -235,6 +290,8 @@ const (
 	NoticeStaleEntry                       // an entry of another term was ignored
 	NoticeIgnored                          // ID: a decision came second
 	NoticeService                          // Service, Text: registered, draining, removed
+	NoticeStep                             // ID, N: the step; DurUs until its locks were held
+	NoticeDeadlock                         // ID: the victim; Text: the cycle; N: its length
 )
 
 // Notice is one event for people and meters.

@@ -82,9 +82,12 @@ func (s *Shard) hasEntry() bool {
 
 // ---- timers
 
-const noBranch = -1
+const (
+	noBranch   = -1
+	idleBranch = -2 // the client's silence
+)
 
-// timer is a deadline of a transaction (noBranch) or the retry of a branch. It is
+// timer is a deadline of a transaction (noBranch, idleBranch) or the retry of a branch. It is
 // void if the run no longer has that time.
 type timer struct {
 	atUs   int64
@@ -149,11 +152,22 @@ func (s *Shard) startTimer(t timer) {
 	var live timerHeap
 	for _, t := range s.timers {
 		r := s.runs[t.id]
-		if r != nil && (t.branch == noBranch && r.deadlineUs == t.atUs && !r.t.Status.Decided() || t.branch != noBranch && r.branches[t.branch].retryAtUs == t.atUs) {
+		if r != nil && r.awaits(t) {
 			live.push(t)
 		}
 	}
 	s.timers = live
+}
+
+// awaits reports whether the timer still means something.
+func (r *run) awaits(t timer) bool {
+	switch t.branch {
+	case noBranch:
+		return r.deadlineUs == t.atUs && !r.t.Status.Decided()
+	case idleBranch:
+		return r.idleUs == t.atUs && r.t.Status == txn.Active
+	}
+	return r.branches[t.branch].retryAtUs == t.atUs
 }
 
 func (s *Shard) fireTimers() {
@@ -168,6 +182,10 @@ func (s *Shard) fireTimers() {
 		case t.branch == noBranch:
 			if r.deadlineUs == t.atUs {
 				s.timedOut(r)
+			}
+		case t.branch == idleBranch:
+			if r.idleUs == t.atUs {
+				s.lookIdle(r)
 			}
 		case r.branches[t.branch].retryAtUs == t.atUs:
 			s.retryNow(r, t.branch)
@@ -184,6 +202,10 @@ func (s *Shard) fireTimers() {
 func (s *Shard) timedOut(r *run) {
 	t := r.t
 	if t.Status.Decided() || r.deciding {
+		return
+	}
+	if t.Status == txn.Active && t.Interactive && !t.StepPending {
+		s.proposeAbort(r, txn.AbortCmd{Reason: reason.Timeout, Message: "commit was not asked for within the transaction's timeout"})
 		return
 	}
 	if t.Status == txn.Active {

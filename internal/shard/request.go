@@ -269,6 +269,23 @@ func (s *Shard) settle(t *txn.Txn, r *run, w waiter) bool {
 		if !decided && t.OnePhase && t.Status == txn.Preparing {
 			return false
 		}
+	case waitStep:
+		if !decided && !s.stepDone(t, r, w.step) {
+			return false
+		}
+		if r != nil {
+			r.touchedUs = s.now.MonoUs
+		}
+		v := s.view(t, w.repeated)
+		if !decided {
+			v.StepResults = stepResults(t, r, w.step)
+		}
+		s.answer(w.token, v)
+		return true
+	case waitSeal:
+		if !decided || w.mode == WaitCompleted && !ended {
+			return false
+		}
 	case waitRollback:
 		if !decided {
 			return false
@@ -298,10 +315,26 @@ func (s *Shard) cancel(ev *Cancel) {
 		s.giveUp(ev.Token, ev.ID, w.kind)
 		return
 	}
+	for i, w := range s.steps[ev.ID] {
+		if w.token == ev.Token {
+			// The place in the queue belongs to a record: only the answer is given up.
+			s.steps[ev.ID][i].token = 0
+			s.giveUp(ev.Token, ev.ID, w.kind)
+			return
+		}
+	}
 	if r := s.runs[ev.ID]; r != nil {
+		for i, held := range r.held {
+			if held.Token == ev.Token { // it was never proposed
+				r.held = append(r.held[:i:i], r.held[i+1:]...)
+				s.giveUp(ev.Token, ev.ID, waitStep)
+				return
+			}
+		}
 		for i, w := range r.waiters {
 			if w.token == ev.Token {
 				r.waiters = append(r.waiters[:i:i], r.waiters[i+1:]...)
+				r.touchedUs = s.now.MonoUs
 				s.giveUp(ev.Token, ev.ID, w.kind)
 				return
 			}
@@ -346,6 +379,10 @@ func (s *Shard) giveUp(token Token, id txnid.ID, kind waitKind) {
 			err.Details = map[string]string{"id": id.String()}
 		}
 		s.reply(Reply{Token: token, Err: err})
+	case (kind == waitStep || kind == waitSeal) && !t.Status.Decided():
+		err := reason.New(reason.OutcomeUnknown, "send the same request again: it is executed once", "the request was not done in time; it may or may not take effect")
+		err.Details = map[string]string{"id": id.String()}
+		s.reply(Reply{Token: token, Err: err, View: s.view(t, false)})
 	case kind == waitRollback && !t.Status.Decided():
 		err := reason.New(reason.OutcomeUnknown, "ask for the transaction by its id", "the rollback was not decided in time")
 		if t.OnePhase && t.Status == txn.Preparing {

@@ -92,6 +92,7 @@ type Shard struct {
 
 	runs      map[txnid.ID]*run       // open transactions; leader only
 	pending   map[txnid.ID][]waiter   // requests whose record is not applied yet
+	steps     map[txnid.ID][]waiter   // steps and seals whose record is not applied yet, in its order
 	proposed  map[txnid.ID]struct{}   // a BEGIN or ABORT(id) of an unknown id is on its way
 	barriers  []barrier               // reads that wait for an entry proposed after them
 	services  map[string][]svcWaiter  // registry requests in the order of their records
@@ -99,7 +100,8 @@ type Shard struct {
 	removing  map[string]struct{}     // a REMOVE is on its way
 	backoff   map[string]*backoffList // branches in backoff, by service
 	kept      keptResults
-	waiting   int // requests that wait for an answer
+	deadlocks []Deadlock // the latest, oldest first
+	waiting   int        // requests that wait for an answer
 	forgetUs  int64
 	forgetOut bool // a FORGET is on its way
 
@@ -138,6 +140,11 @@ type run struct {
 	beganUs    int64
 	decidedUs  int64
 	waiters    []waiter
+
+	// Of an interactive transaction.
+	touchedUs int64     // the client was heard, or an answer to it was given up
+	idleUs    int64     // when its silence is looked at next
+	held      []*Enlist // steps that wait until the one before them has its locks
 }
 
 // branchRun is the leader's memory of a branch.
@@ -152,6 +159,14 @@ type branchRun struct {
 	retryAtUs int64  // 0: no retry is due
 	lastError string
 	results   [][]byte
+
+	// Of an interactive transaction: how many of its operations that run at once the
+	// participant has executed as far as this leader knows, those with the ones that it
+	// is asked for now, and those that there were when this leader took over.
+	executed, asked, inherited int
+	digest                     [32]byte // of those executed
+	stepResults                [][]byte // of those executed
+	execution                  string   // the participant's name for its open local transaction
 }
 
 type waitKind uint8
@@ -160,6 +175,8 @@ const (
 	waitSubmit waitKind = iota + 1
 	waitGet
 	waitRollback
+	waitStep
+	waitSeal
 )
 
 type waiter struct {
@@ -168,6 +185,7 @@ type waiter struct {
 	mode     WaitMode
 	digest   [32]byte
 	repeated bool
+	step     uint32
 }
 
 type barrier struct {
@@ -216,6 +234,7 @@ func (s *Shard) Restore(snapshot []byte) error {
 func (s *Shard) reset() {
 	s.runs = map[txnid.ID]*run{}
 	s.pending = map[txnid.ID][]waiter{}
+	s.steps = map[txnid.ID][]waiter{}
 	s.proposed = map[txnid.ID]struct{}{}
 	s.services = map[string][]svcWaiter{}
 	s.removals = map[string][]Token{}
@@ -238,6 +257,12 @@ func (s *Shard) Step(now Time, ev Event) {
 	switch ev := ev.(type) {
 	case *Submit:
 		s.submit(ev)
+	case *Enlist:
+		s.enlist(ev)
+	case *Seal:
+		s.sealTxn(ev)
+	case *Heartbeat:
+		s.heartbeat(ev)
 	case *Rollback:
 		s.rollback(ev)
 	case *Get:
@@ -353,9 +378,17 @@ func (s *Shard) follow() {
 			gone(w.token, id.String())
 		}
 	}
+	for _, id := range sortedIDs(s.steps) {
+		for _, w := range s.steps[id] {
+			gone(w.token, id.String())
+		}
+	}
 	for _, id := range sortedIDs(s.runs) {
 		for _, w := range s.runs[id].waiters {
 			gone(w.token, id.String())
+		}
+		for _, ev := range s.runs[id].held {
+			gone(ev.Token, id.String())
 		}
 	}
 	for _, b := range s.barriers {
@@ -384,6 +417,10 @@ func (s *Shard) resume() {
 		switch r.t.Status {
 		case txn.Active:
 			s.startDeadline(r)
+			if r.t.Interactive {
+				s.startIdle(r)
+				s.executeAll(r)
+			}
 		case txn.Preparing:
 			s.startDeadline(r)
 			s.prepareAll(r)

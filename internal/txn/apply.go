@@ -3,6 +3,7 @@ package txn
 import (
 	"fmt"
 
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txnid"
@@ -33,6 +34,14 @@ const (
 	EffectServiceRefused             // Name, Reason
 	EffectServiceDraining            // Service
 	EffectServiceRemoved             // Name
+	EffectStepTaken                  // Txn, Step: enlisted; its locks are asked for
+	EffectStepRepeated               // Txn, Step: it was taken before
+	EffectStepRefused                // ID, Step, Reason, Name; Txn may be nil; nothing changed
+	EffectStepBlocked                // Txn: its last step waits for a lock
+	EffectStepGranted                // Txn: its last step holds its locks
+	EffectSealed                     // Txn: ask the participants
+	EffectSealRefused                // ID, Reason; Txn may be nil
+	EffectDeadlock                   // Txn: the victim; Cycle
 )
 
 // Effect is one thing that an applied command changed.
@@ -44,6 +53,8 @@ type Effect struct {
 	Reason  reason.Code
 	Name    string
 	Service *Service
+	Step    uint32
+	Cycle   []lock.Wait
 }
 
 // Apply applies one committed entry and appends what it changed to eff. An error
@@ -126,6 +137,22 @@ func (s *State) applyOne(k kind, term uint64, r *reader) {
 		if r.err == nil {
 			s.applyResolve(id, note)
 		}
+	case kindOpen:
+		if c := r.open(); r.err == nil {
+			s.applyOpen(c)
+		}
+	case kindEnlist:
+		if c := r.enlist(s.intern); r.err == nil {
+			s.applyEnlist(c)
+		}
+	case kindSeal:
+		if id := r.id(); r.err == nil {
+			s.applySeal(id)
+		}
+	case kindPutExecutor:
+		if v := r.executor(); r.err == nil {
+			s.applyPutService(v)
+		}
 	default:
 		r.fail(fmt.Sprintf("record kind %d, written by a newer version", k))
 	}
@@ -166,63 +193,68 @@ func (s *State) applyBegin(c *Begin) {
 		return
 	}
 	for i := range c.Branches {
-		if why := s.admits(&c.Branches[i]); why != "" {
+		if why := s.admits(c.Branches[i].Service, c.Branches[i].Generation); why != "" {
 			s.emit(Effect{Kind: EffectBeginRefused, ID: c.ID, Reason: why, Name: c.Branches[i].Service})
 			return
 		}
 	}
 	t := &Txn{
 		ID: c.ID, Digest: c.Digest, Status: Active, OnePhase: c.OnePhase, TimeoutMs: c.TimeoutMs,
-		BeganMs: s.nowMs, TraceParent: c.TraceParent, Branches: make([]Branch, len(c.Branches)), locked: len(c.Locks) > 0,
+		BeganMs: s.nowMs, AgeMs: s.nowMs, TraceParent: c.TraceParent, Branches: make([]Branch, len(c.Branches)), locked: len(c.Locks) > 0,
 	}
 	for i := range c.Branches {
 		b := &c.Branches[i]
-		v := s.serve(b)
+		v := s.serve(b.Service, b.Generation)
 		v.open++
 		t.Branches[i] = Branch{
 			Service: v.name, Generation: b.Generation, Isolated: b.Isolated,
 			Ops: b.Ops, Count: uint32(len(b.Ops)), Digest: b.Digest, Fate: FateOpen,
 		}
 	}
-	s.txns[c.ID] = t
-	s.live++
-	s.liveHeap.push(c.ID)
-	if len(s.liveHeap) > 1024+2*s.live {
-		s.liveHeap = s.LiveIDs() // sorted, which is a heap
-	}
-	s.emit(Effect{Kind: EffectBegan, ID: c.ID, Txn: t})
-	if s.locks.Claim(c.ID, s.nowMs, c.Locks) {
+	s.began(t)
+	if s.locks.Claim(c.ID, t.AgeMs, c.Locks) {
 		s.grant(t)
 	} else {
 		s.emit(Effect{Kind: EffectBlocked, ID: c.ID, Txn: t})
 	}
+	s.breakCycles()
+}
+
+func (s *State) began(t *Txn) {
+	s.txns[t.ID] = t
+	s.live++
+	s.liveHeap.push(t.ID)
+	if len(s.liveHeap) > 1024+2*s.live {
+		s.liveHeap = s.LiveIDs() // sorted, which is a heap
+	}
+	s.emit(Effect{Kind: EffectBegan, ID: t.ID, Txn: t})
 }
 
 // admits says why this shard refuses a branch, or "".
-func (s *State) admits(b *BeginBranch) reason.Code {
-	v := s.served[b.Service]
+func (s *State) admits(service string, generation uint64) reason.Code {
+	v := s.served[service]
 	switch {
-	case v == nil && b.Generation <= s.nextGen:
+	case v == nil && generation <= s.nextGen:
 		return reason.UnknownService // the registry is here, and this generation was removed from it
 	case v == nil:
 		return ""
-	case b.Generation < v.generation:
+	case generation < v.generation:
 		return reason.UnknownService // computed from an outdated copy of the registry
-	case b.Generation == v.generation && v.drained && !mutant.On("drain-admits"):
+	case generation == v.generation && v.drained && !mutant.On("drain-admits"):
 		return reason.ServiceDraining
 	}
 	return ""
 }
 
 // serve notes the highest generation of a service that this shard has seen.
-func (s *State) serve(b *BeginBranch) *served {
-	v := s.served[b.Service]
+func (s *State) serve(service string, generation uint64) *served {
+	v := s.served[service]
 	if v == nil {
-		v = &served{name: b.Service}
-		s.served[b.Service] = v
+		v = &served{name: service}
+		s.served[service] = v
 	}
-	if b.Generation > v.generation {
-		v.generation, v.drained = b.Generation, false
+	if generation > v.generation {
+		v.generation, v.drained = generation, false
 	}
 	return v
 }
@@ -260,6 +292,7 @@ func (s *State) applyCommit(r *reader) {
 		}
 	}
 	s.decided(t)
+	s.breakCycles()
 }
 
 // covers reports whether the decision names every enlisted branch exactly once.
@@ -300,26 +333,40 @@ func (s *State) applyAbort(c AbortCmd) {
 		t.Status.Decided() && !mutant.On("second-decision-wins"):
 		s.emit(Effect{Kind: EffectDecisionIgnored, ID: c.ID, Txn: t})
 	default:
-		fate := FateFinishing
-		if t.Status == Active {
-			fate = FateNeverContacted
-		} else if c.Refused {
-			fate = FateDone
-		}
-		t.Status, t.DecidedMs, t.Abort = Aborting, s.nowMs, abort
-		for i := range t.Branches {
-			t.Branches[i].Fate = fate
-		}
-		s.decided(t)
+		s.abort(t, abort, c.Refused)
+		s.breakCycles()
 	}
+}
+
+// abort decides. refused: the participant of a one-phase transaction has ended it.
+func (s *State) abort(t *Txn, why *Abort, refused bool) {
+	before := t.Status
+	t.Status, t.DecidedMs, t.Abort = Aborting, s.nowMs, why
+	for i := range t.Branches {
+		b := &t.Branches[i]
+		switch {
+		case before == Active && !b.Contacted:
+			b.Fate = FateNeverContacted
+		case refused:
+			b.Fate = FateDone
+		default:
+			b.Fate = FateFinishing
+		}
+	}
+	if t.StepPending {
+		t.StepPending = false
+		s.wake(s.locks.Abandon(t.ID, s.woken[:0]))
+	}
+	s.decided(t)
 }
 
 // decided ends what the decision itself ends: branches that owe no answer give
 // back their keys now, the others when they acknowledge.
 func (s *State) decided(t *Txn) {
 	for i := range t.Branches {
-		t.Branches[i].Ops = nil
+		t.Branches[i].Ops, t.Branches[i].Executed = nil, nil
 	}
+	t.Steps = nil
 	s.emit(Effect{Kind: EffectDecided, ID: t.ID, Txn: t})
 	open := 0
 	for i := range t.Branches {
@@ -353,10 +400,12 @@ func (s *State) applyAck(c Ack) {
 	for i := range t.Branches {
 		if t.Branches[i].Fate == FateFinishing && !mutant.On("end-at-first-ack") {
 			s.release(t, b.Service)
+			s.breakCycles()
 			return
 		}
 	}
 	s.end(t)
+	s.breakCycles()
 }
 
 // release gives back the transaction's keys at one service.
@@ -367,7 +416,11 @@ func (s *State) release(t *Txn, service string) {
 func (s *State) wake(woken []txnid.ID) {
 	s.woken = mutant.MapOrder("map-order-in-apply", woken)
 	for _, id := range s.woken {
-		s.grant(s.txns[id])
+		if t := s.txns[id]; t.Interactive {
+			s.stepGranted(t)
+		} else {
+			s.grant(t)
+		}
 	}
 }
 

@@ -38,6 +38,10 @@ const (
 	kindDrainService
 	kindRemoveService
 	kindResolve
+	kindOpen
+	kindEnlist
+	kindSeal
+	kindPutExecutor
 )
 
 // ErrFormat is wrapped by every decoding error: the replica must halt.
@@ -90,6 +94,41 @@ type BeginBranch struct {
 	Isolated   bool
 	Ops        [][]byte
 	Digest     [32]byte
+}
+
+// Open starts an interactive transaction: branches and locks follow step by step.
+type Open struct {
+	ID          txnid.ID
+	Digest      [32]byte
+	TimeoutMs   uint32
+	IdleMs      uint32   // for the leader's clock; the decision to abort is a record of its own
+	RetryOf     txnid.ID // its age is inherited if it has a record here; zero: none
+	TraceParent string
+}
+
+// Enlist is one step of an interactive transaction: its locks first, then its
+// operations. Everything taken from the registry is in it.
+type Enlist struct {
+	ID       txnid.ID
+	Step     uint32 // chosen by the client: names the step for ever
+	Digest   [32]byte
+	Branches []EnlistBranch
+	Ops      []EnlistOp  // in the order of the request
+	Locks    []lock.Need // folded
+}
+
+// EnlistBranch is a service that a step has operations for.
+type EnlistBranch struct {
+	Service    string
+	Generation uint64
+	Isolated   bool
+}
+
+// EnlistOp is an operation of a step.
+type EnlistOp struct {
+	Branch  uint32 // index in the step's Branches
+	Now     bool   // executed at once, not with prepare
+	Payload []byte
 }
 
 // Commit decides. Yes and ReadOnly name branches by 0-based index.
@@ -172,8 +211,51 @@ func AppendBegin(dst []byte, c *Begin) []byte {
 			dst = bin(dst, op)
 		}
 	}
-	dst = uv(dst, uint64(len(c.Locks)))
-	for _, n := range c.Locks {
+	return appendNeeds(dst, c.Locks)
+}
+
+// AppendOpen appends the command.
+func AppendOpen(dst []byte, c *Open) []byte {
+	dst = append(dst, byte(kindOpen))
+	dst = append(dst, c.ID[:]...)
+	dst = append(dst, c.Digest[:]...)
+	dst = uv(dst, uint64(c.TimeoutMs))
+	dst = uv(dst, uint64(c.IdleMs))
+	dst = append(dst, c.RetryOf[:]...)
+	return str(dst, c.TraceParent)
+}
+
+// AppendEnlist appends the command.
+func AppendEnlist(dst []byte, c *Enlist) []byte {
+	dst = append(dst, byte(kindEnlist))
+	dst = append(dst, c.ID[:]...)
+	dst = uv(dst, uint64(c.Step))
+	dst = append(dst, c.Digest[:]...)
+	dst = uv(dst, uint64(len(c.Branches)))
+	for i := range c.Branches {
+		b := &c.Branches[i]
+		dst = str(dst, b.Service)
+		dst = uv(dst, b.Generation)
+		dst = flag(dst, b.Isolated)
+	}
+	dst = uv(dst, uint64(len(c.Ops)))
+	for i := range c.Ops {
+		op := &c.Ops[i]
+		dst = uv(dst, uint64(op.Branch))
+		dst = flag(dst, op.Now)
+		dst = bin(dst, op.Payload)
+	}
+	return appendNeeds(dst, c.Locks)
+}
+
+// AppendSeal appends: commit was asked, nothing more is enlisted.
+func AppendSeal(dst []byte, id txnid.ID) []byte {
+	return append(append(dst, byte(kindSeal)), id[:]...)
+}
+
+func appendNeeds(dst []byte, needs []lock.Need) []byte {
+	dst = uv(dst, uint64(len(needs)))
+	for _, n := range needs {
 		dst = str(dst, n.Key)
 		dst = append(dst, byte(n.Mode))
 	}
@@ -222,6 +304,9 @@ func AppendForget(dst []byte, c Forget) []byte {
 
 // AppendPutService appends a registration. Generation, times and Draining are set by Apply.
 func AppendPutService(dst []byte, v *Service) []byte {
+	if v.ExecuteURL != "" { // a record that older versions do not know, where it is needed
+		return str(appendService(append(dst, byte(kindPutExecutor)), v), v.ExecuteURL)
+	}
 	return appendService(append(dst, byte(kindPutService)), v)
 }
 
@@ -401,6 +486,41 @@ func (r *reader) service() *Service {
 	return v
 }
 
+// executor is a service with an execute endpoint.
+func (r *reader) executor() *Service {
+	v := r.service()
+	v.ExecuteURL = r.string()
+	return v
+}
+
+// open reads an Open.
+func (r *reader) open() *Open {
+	return &Open{ID: r.id(), Digest: r.digest(), TimeoutMs: r.uint32("timeout"), IdleMs: r.uint32("idle timeout"), RetryOf: r.id(), TraceParent: r.string()}
+}
+
+// enlist reads an Enlist; strings and payloads are copied.
+func (r *reader) enlist(intern func(string) string) *Enlist {
+	c := &Enlist{ID: r.id(), Step: r.uint32("step"), Digest: r.digest()}
+	if n := r.count(MaxBranches, "branches"); n > 0 {
+		c.Branches = make([]EnlistBranch, n)
+	}
+	for i := range c.Branches {
+		c.Branches[i] = EnlistBranch{Service: intern(r.string()), Generation: r.uint(), Isolated: r.bool()}
+	}
+	if n := r.count(MaxOps, "operations"); n > 0 {
+		c.Ops = make([]EnlistOp, n)
+	}
+	for i := range c.Ops {
+		c.Ops[i] = EnlistOp{Branch: r.uint32("branch"), Now: r.bool(), Payload: append([]byte(nil), r.bytes()...)}
+		if int(c.Ops[i].Branch) >= len(c.Branches) {
+			r.fail("operation of no branch")
+			return c
+		}
+	}
+	c.Locks = r.needs()
+	return c
+}
+
 // needs reads a lock set and checks that it is one: sorted keys, known modes.
 func (r *reader) needs() []lock.Need {
 	n := r.count(MaxNeeds, "locks")
@@ -413,7 +533,7 @@ func (r *reader) needs() []lock.Need {
 		if r.err != nil {
 			return nil
 		}
-		if need.Mode > lock.X || need.Key == "" || len(set) > 0 && set[len(set)-1].Key >= need.Key {
+		if !need.Mode.Valid() || need.Key == "" || len(set) > 0 && set[len(set)-1].Key >= need.Key {
 			r.fail("lock set not folded")
 			return nil
 		}

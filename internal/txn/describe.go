@@ -5,6 +5,7 @@ import "fmt"
 var kindNames = [...]string{
 	kindBoot: "BOOT", kindLead: "LEAD", kindBegin: "BEGIN", kindCommit: "COMMIT", kindAbort: "ABORT", kindAck: "ACK",
 	kindForget: "FORGET", kindPutService: "PUT_SERVICE", kindDrainService: "DRAIN_SERVICE", kindRemoveService: "REMOVE_SERVICE", kindResolve: "RESOLVE",
+	kindOpen: "OPEN", kindEnlist: "ENLIST", kindSeal: "SEAL", kindPutExecutor: "PUT_SERVICE",
 }
 
 // Describe lists the commands of an entry, one line each: "COMMIT 0199…".
@@ -16,7 +17,7 @@ func Describe(entry []byte) ([]string, error) {
 	var lines []string
 	for len(r.b) > 0 {
 		k := kind(r.byte())
-		if k < kindBoot || k > kindResolve {
+		if k < kindBoot || k > kindPutExecutor {
 			return lines, fmt.Errorf("%w: record kind %d", ErrFormat, k)
 		}
 		subject := r.describe(k)
@@ -56,6 +57,15 @@ func (r *reader) describe(k kind) string {
 		return fmt.Sprintf("%d, ended before %d", r.uint(), r.uint())
 	case kindPutService:
 		return r.service().Name
+	case kindOpen:
+		return r.open().ID.String()
+	case kindEnlist:
+		c := r.enlist(func(s string) string { return s })
+		return fmt.Sprintf("%s step %d", c.ID, c.Step)
+	case kindSeal:
+		return r.id().String()
+	case kindPutExecutor:
+		return r.executor().Name
 	case kindResolve:
 		id := r.id().String()
 		r.string()

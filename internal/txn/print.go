@@ -36,6 +36,15 @@ func printTxn(b *strings.Builder, t *Txn) {
 	if t.OnePhase {
 		b.WriteString(" one_phase")
 	}
+	if t.Interactive {
+		fmt.Fprintf(b, " interactive steps=%d", len(t.Steps))
+		if t.StepPending {
+			b.WriteString(" pending")
+		}
+		if t.AgeMs != t.BeganMs {
+			fmt.Fprintf(b, " age=%d", t.AgeMs)
+		}
+	}
 	if t.Token > 0 {
 		fmt.Fprintf(b, " token=%d", t.Token)
 	}
@@ -43,7 +52,15 @@ func printTxn(b *strings.Builder, t *Txn) {
 		fmt.Fprintf(b, " %s", t.Abort.Reason)
 	}
 	for i := range t.Branches {
-		fmt.Fprintf(b, " [%d %s %s]", i+1, t.Branches[i].Service, t.Branches[i].Fate)
+		br := &t.Branches[i]
+		fmt.Fprintf(b, " [%d %s %s", i+1, br.Service, br.Fate)
+		if n := len(br.Executed); n > 0 {
+			fmt.Fprintf(b, " now=%d", n)
+		}
+		if br.Contacted {
+			b.WriteString(" contacted")
+		}
+		b.WriteByte(']')
 	}
 	b.WriteByte('\n')
 }
@@ -104,8 +121,14 @@ func (s *State) checkTxn(t *Txn) error {
 	switch {
 	case t.Status.Ended() && (t.locked || s.locks.Has(t.ID)):
 		return errors.New("ended, but has locks")
-	case t.Status == Active && (!s.locks.Has(t.ID) || s.locks.Granted(t.ID)):
+	case t.Status == Active && (!t.Interactive || t.StepPending) && (!s.locks.Has(t.ID) || s.locks.Granted(t.ID)):
 		return errors.New("active, but waits for no lock")
+	case t.StepPending && (t.Status != Active || !t.Interactive):
+		return fmt.Errorf("%s with a step that waits", t.Status)
+	case t.Interactive && !t.StepPending && t.locked && !s.locks.Granted(t.ID):
+		return errors.New("waits for a lock with no step")
+	case t.Status.Decided() && len(t.Steps) > 0:
+		return errors.New("decided, but remembers steps")
 	case t.Status != Active && t.locked && !s.locks.Granted(t.ID):
 		return fmt.Errorf("%s without its locks", t.Status)
 	case t.Status.Ended() && finishing > 0:

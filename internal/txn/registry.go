@@ -53,7 +53,7 @@ func (s *State) applyPutService(v *Service) {
 	}
 	s.services[v.Name] = v
 	s.registry++
-	s.serve(&BeginBranch{Service: v.Name, Generation: v.Generation})
+	s.serve(v.Name, v.Generation)
 	s.emit(Effect{Kind: EffectServicePut, Name: v.Name, Service: v})
 }
 
@@ -67,7 +67,7 @@ func (s *State) applyDrainService(name string) {
 	v.Draining = true
 	s.services[name] = &v
 	s.registry++
-	k := s.serve(&BeginBranch{Service: name, Generation: v.Generation})
+	k := s.serve(name, v.Generation)
 	k.drained = true
 	s.emit(Effect{Kind: EffectServiceDraining, Name: name, Service: &v})
 }

@@ -5,11 +5,17 @@ import (
 	"fmt"
 	"sort"
 
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
-const snapshotVersion = 1
+// Versions of the snapshot. The first had no interactive transactions and no execute
+// endpoints; it is read, and written no more.
+const (
+	snapshotVersion1 = lock.SnapshotVersion1
+	snapshotVersion  = lock.SnapshotVersion
+)
 
 // Capture is a state at one index. Taking it costs time in proportion to the open
 // transactions; ended ones are immutable and only pointed at.
@@ -80,7 +86,7 @@ func (s *State) appendHead(dst []byte) []byte {
 	services := s.Services()
 	dst = uv(dst, uint64(len(services)))
 	for _, v := range services {
-		dst = appendService(dst, v)
+		dst = str(appendService(dst, v), v.ExecuteURL)
 	}
 	names := make([]string, 0, len(s.served))
 	for name := range s.served {
@@ -143,15 +149,47 @@ func appendTxn(dst []byte, t *Txn) []byte {
 		dst = uv(dst, uint64(b.Count))
 		dst = append(dst, b.Digest[:]...)
 		dst = append(dst, byte(b.Fate))
-		dst = uv(dst, uint64(len(b.Ops)))
-		for _, op := range b.Ops {
-			dst = bin(dst, op)
+		dst = appendList(dst, b.Ops)
+	}
+	dst = flag(dst, t.Interactive)
+	if t.Interactive {
+		dst = appendInteractive(dst, t)
+	}
+	return dst
+}
+
+func appendList(dst []byte, list [][]byte) []byte {
+	dst = uv(dst, uint64(len(list)))
+	for _, v := range list {
+		dst = bin(dst, v)
+	}
+	return dst
+}
+
+func appendInteractive(dst []byte, t *Txn) []byte {
+	dst = uv(dst, uint64(t.IdleMs))
+	dst = uv(dst, t.AgeMs)
+	dst = flag(dst, t.StepPending)
+	for i := range t.Branches {
+		dst = flag(dst, t.Branches[i].Contacted)
+		dst = appendList(dst, t.Branches[i].Executed)
+	}
+	dst = uv(dst, uint64(len(t.Steps)))
+	for i := range t.Steps {
+		step := &t.Steps[i]
+		dst = uv(dst, uint64(step.Number))
+		dst = append(dst, step.Digest[:]...)
+		dst = uv(dst, uint64(len(step.Ops)))
+		for _, op := range step.Ops {
+			dst = uv(dst, uint64(op.Branch))
+			dst = flag(dst, op.Now)
+			dst = uv(dst, uint64(op.Index))
 		}
 	}
 	return dst
 }
 
-func (r *reader) txn(intern func(string) string) *Txn {
+func (r *reader) txn(version byte, intern func(string) string) *Txn {
 	t := &Txn{ID: r.id(), Digest: r.digest(), Status: Status(r.byte())}
 	if t.Status < Active || t.Status > Aborted {
 		r.fail("unknown status")
@@ -181,15 +219,52 @@ func (r *reader) txn(intern func(string) string) *Txn {
 		b.Count = r.uint32("operations")
 		b.Digest = r.digest()
 		b.Fate = r.fate()
-		ops := r.count(MaxOps, "operations")
-		if r.err != nil {
+		if b.Ops = r.list(); r.err != nil {
 			return t
 		}
-		for range ops {
-			b.Ops = append(b.Ops, append([]byte(nil), r.bytes()...))
+	}
+	t.AgeMs = t.BeganMs
+	if version > snapshotVersion1 {
+		if t.Interactive = r.bool(); t.Interactive {
+			r.interactive(t)
 		}
 	}
 	return t
+}
+
+// list reads payloads and copies them.
+func (r *reader) list() (list [][]byte) {
+	for n := r.count(MaxOps, "operations"); n > 0 && r.err == nil; n-- {
+		list = append(list, append([]byte(nil), r.bytes()...))
+	}
+	return list
+}
+
+func (r *reader) interactive(t *Txn) {
+	t.IdleMs = r.uint32("idle timeout")
+	t.AgeMs = r.uint()
+	t.StepPending = r.bool()
+	for i := range t.Branches {
+		t.Branches[i].Contacted = r.bool()
+		t.Branches[i].Executed = r.list()
+	}
+	for n := r.count(MaxSteps, "steps"); n > 0 && r.err == nil; n-- {
+		step := Step{Number: r.uint32("step"), Digest: r.digest()}
+		for n := r.count(MaxOps, "operations"); n > 0 && r.err == nil; n-- {
+			op := StepOp{Branch: r.uint32("branch"), Now: r.bool(), Index: r.uint32("operation")}
+			if int(op.Branch) >= len(t.Branches) {
+				r.fail("operation of no branch")
+				return
+			}
+			b := &t.Branches[op.Branch]
+			if list := b.Ops; !op.Now && int(op.Index) >= len(list) || op.Now && int(op.Index) >= len(b.Executed) {
+				r.fail("operation that its branch does not have")
+				return
+			}
+			step.Ops = append(step.Ops, op)
+		}
+		t.Steps = append(t.Steps, step)
+	}
 }
 
 // Restore reads a snapshot of the same shard.
@@ -197,8 +272,9 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	s := New(shard, shards)
 	s.registry = 1
 	r := &reader{b: snapshot}
-	if v := r.byte(); v != snapshotVersion {
-		r.fail(fmt.Sprintf("snapshot version %d, this binary knows %d", v, snapshotVersion))
+	version := r.byte()
+	if version != snapshotVersion && version != snapshotVersion1 {
+		r.fail(fmt.Sprintf("snapshot version %d, this binary knows %d", version, snapshotVersion))
 	}
 	if a, b := r.uint(), r.uint(); a != uint64(shard) || b != uint64(shards) {
 		r.fail(fmt.Sprintf("snapshot of shard %d of %d read as shard %d of %d", a, b, shard, shards))
@@ -214,6 +290,9 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	s.nextGen = r.uint()
 	for n := r.count(MaxServices, "services"); n > 0 && r.err == nil; n-- {
 		v := r.service()
+		if version > snapshotVersion1 {
+			v.ExecuteURL = r.string()
+		}
 		s.services[v.Name] = v
 	}
 	for n := r.count(len(r.b), "served services"); n > 0 && r.err == nil; n-- {
@@ -221,10 +300,10 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 		s.served[v.name] = v
 	}
 	for n := r.count(len(r.b), "open transactions"); n > 0 && r.err == nil; n-- {
-		s.restoreLive(r)
+		s.restoreLive(version, r)
 	}
 	if r.err == nil {
-		rest, err := s.locks.Restore(r.b)
+		rest, err := s.locks.Restore(version, r.b)
 		if err != nil {
 			r.fail(err.Error())
 		} else {
@@ -232,12 +311,12 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 		}
 	}
 	for n := r.count(MaxHazards, "hazards"); n > 0 && r.err == nil; n-- {
-		t := r.txn(s.intern)
+		t := r.txn(version, s.intern)
 		s.txns[t.ID] = t
 		s.hazards = append(s.hazards, t.ID)
 	}
 	for n := r.count(len(r.b), "ended transactions"); n > 0 && r.err == nil; n-- {
-		t := r.txn(s.intern)
+		t := r.txn(version, s.intern)
 		s.txns[t.ID] = t
 		s.done.push(t)
 	}
@@ -253,8 +332,8 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	return s, nil
 }
 
-func (s *State) restoreLive(r *reader) {
-	t := r.txn(s.intern)
+func (s *State) restoreLive(version byte, r *reader) {
+	t := r.txn(version, s.intern)
 	if r.err != nil {
 		return
 	}

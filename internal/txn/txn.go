@@ -17,6 +17,13 @@
 //	  |            Aborted                   Aborting ------------------------> Aborted
 //	  +-- ABORT(id): Aborted, so that a later BEGIN of that id is refused
 //
+// An interactive transaction begins with OPEN, stays Active through its ENLIST
+// records - each takes locks, then adds operations to branches, some of them executed
+// at once -, and becomes Preparing with SEAL: commit was asked.
+//
+// Whoever waits in a cycle is found when the cycle closes, as part of Apply: the
+// youngest of it gives way.
+//
 // The decision is the first COMMIT or ABORT applied. Locks of a service are
 // released when its branch has acknowledged (read-only: at the decision).
 // A finished transaction is immutable, and is forgotten only by FORGET, which
@@ -88,6 +95,11 @@ type Branch struct {
 	Count      uint32   // of operations
 	Digest     [32]byte // of the payloads, see participant contract
 	Fate       Fate
+
+	// Of an interactive transaction: payloads that are executed at once, before those
+	// in Ops; and whether that may have begun. Digest and Count are the leader's to compute.
+	Executed  [][]byte
+	Contacted bool
 }
 
 // Abort says why.
@@ -95,6 +107,21 @@ type Abort struct {
 	Reason  reason.Code
 	Message string // at most MaxMessageBytes
 	Service string // may be empty
+}
+
+// Step is what is remembered of a step of an interactive transaction until the
+// decision.
+type Step struct {
+	Number uint32
+	Digest [32]byte
+	Ops    []StepOp
+}
+
+// StepOp is where an operation went: the branch, and its place in Executed or Ops.
+type StepOp struct {
+	Branch uint32
+	Now    bool
+	Index  uint32
 }
 
 // Txn is one transaction's record. Once Ended it is never modified: changes
@@ -115,6 +142,13 @@ type Txn struct {
 	Abort       *Abort // with Aborting and Aborted
 	Branches    []Branch
 	Resolution  string // operator's note that closed a hazard
+
+	// Of an interactive transaction.
+	Interactive bool
+	IdleMs      uint32
+	AgeMs       uint64 // log time of the first try's begin: elders go first, the youngest is the victim
+	Steps       []Step // until the decision
+	StepPending bool   // the last step waits for its locks
 	locked      bool   // has a claim in the lock table: false without keys, and once ended
 }
 
@@ -136,6 +170,7 @@ type Service struct {
 	CommitURL        string
 	RollbackURL      string
 	StatusURL        string
+	ExecuteURL       string // empty: operations run with prepare only
 	Resources        []string
 	Capabilities     Capability
 	Isolated         bool // isolation participant
@@ -164,6 +199,7 @@ const (
 	MaxBranches      = 1 << 12
 	MaxOps           = 1 << 16
 	MaxNeeds         = 1 << 16
+	MaxSteps         = 1 << 12
 	MaxMessageBytes  = 1 << 10
 	MaxResources     = 1 << 10
 	MaxServices      = 100_000

@@ -1,0 +1,252 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"time"
+
+	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/shard"
+	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// Begin starts an interactive transaction, or finds the one that its id names.
+func (n *Node) Begin(ctx context.Context, b Beginning) (Transaction, error) {
+	c := txn.Open{ID: NewID(), TimeoutMs: millis(b.Timeout, n.cfg.InteractiveTimeout), IdleMs: millis(b.IdleTimeout, n.cfg.IdleTimeout), TraceParent: b.TraceParent}
+	var err error
+	if b.ID != "" {
+		if c.ID, err = parseID(b.ID); err != nil {
+			return Transaction{}, err
+		}
+	}
+	if b.RetryOf != "" {
+		if c.RetryOf, err = parseID(b.RetryOf); err != nil {
+			return Transaction{}, err
+		}
+		if c.RetryOf == c.ID {
+			return Transaction{}, reason.New(reason.InvalidField, "make a new id for the retry, and name the aborted transaction in retry_of", "retry_of is the transaction itself")
+		}
+	}
+	c.Digest = digestOf(func(text func([]byte), count func(uint64)) {
+		text([]byte("begin"))
+		count(uint64(b.Timeout.Milliseconds()))
+		count(uint64(b.IdleTimeout.Milliseconds()))
+		text([]byte(b.RetryOf))
+	})
+	token := shard.Token(n.tokens.Add(1))
+	ev := &shard.Submit{Token: token, ID: c.ID, Digest: c.Digest, Begin: txn.AppendOpen(nil, &c), Wait: shard.WaitNone}
+	rep := n.home(c.ID).do(ctx, token, ev, &shard.Cancel{ID: c.ID})
+	return n.result(&rep)
+}
+
+func millis(d, otherwise time.Duration) uint32 {
+	if d <= 0 {
+		d = otherwise
+	}
+	return uint32(min(max(d.Milliseconds(), 1), 1<<31))
+}
+
+// Enlist adds a step to an interactive transaction, or finds the one that its number
+// names, and waits until its locks are held and its operations that run at once have
+// run. A transaction that was aborted meanwhile is the answer, too.
+func (n *Node) Enlist(ctx context.Context, id string, s Step) (Transaction, error) {
+	tid, err := parseID(id)
+	if err != nil {
+		return Transaction{}, err
+	}
+	digest := stepDigest(&s)
+	for try := 0; ; try++ {
+		t, err := n.enlistOnce(ctx, tid, &s, digest)
+		if err == nil || try == 2 || err.Code != reason.UnknownService {
+			if err != nil {
+				return t, err
+			}
+			return t, nil
+		}
+	}
+}
+
+func (n *Node) enlistOnce(ctx context.Context, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
+	c, err := n.step(ctx, id, s)
+	if err != nil {
+		// A step that was taken is answered by its record, and a transaction that is
+		// decided by its decision, whatever the registry and the limits say by now.
+		if !n.answersStep(ctx, id, s.Number, digest) {
+			return Transaction{}, err
+		}
+		c = &txn.Enlist{ID: id, Step: s.Number}
+	}
+	c.Digest = digest
+	token := shard.Token(n.tokens.Add(1))
+	ev := &shard.Enlist{Token: token, ID: id, Step: s.Number, Digest: digest, Enlist: txn.AppendEnlist(nil, c)}
+	rep := n.home(id).do(ctx, token, ev, &shard.Cancel{ID: id})
+	return n.transaction(&rep)
+}
+
+func (n *Node) answersStep(ctx context.Context, id txnid.ID, number uint32, digest [32]byte) (known bool) {
+	err := n.home(id).run(ctx, func(sh *shard.Shard) {
+		if t := sh.State().Get(id); t != nil && t.Interactive {
+			step := t.FindStep(number)
+			known = t.Status.Decided() || step != nil && step.Digest == digest
+		}
+	})
+	return known && err == nil
+}
+
+// step computes the ENLIST record.
+func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *reason.Error) {
+	switch {
+	case s.Refusal != nil:
+		return nil, s.Refusal
+	case s.Number == 0:
+		return nil, reason.New(reason.InvalidField, "number the steps of a transaction 1, 2, 3, …", "step: missing or 0")
+	case len(s.Operations)+len(s.Locks) == 0:
+		return nil, reason.New(reason.EmptyOperations, "name at least one operation or lock", "the step has neither operations nor locks")
+	}
+	c := &txn.Enlist{ID: id, Step: s.Number}
+	var needs []lock.Need
+	reg := n.registry.Load()
+	find := func(name string) (*txn.Service, *reason.Error) {
+		e := reg.byName[name]
+		switch {
+		case e == nil:
+			return nil, n.confirmUnknown(ctx, name)
+		case e.service.Draining:
+			return nil, drainingError(name)
+		}
+		return e.service, nil
+	}
+	for i := range s.Operations {
+		op := &s.Operations[i]
+		v, err := find(op.Service)
+		if err != nil {
+			return nil, err
+		}
+		if op.Now && v.ExecuteURL == "" {
+			return nil, reason.New(reason.CannotExecute, `register the service with endpoints.execute, or leave "when" out: the operation then runs with prepare`,
+				"service %q executes nothing before prepare", v.Name)
+		}
+		at := -1
+		for j := range c.Branches {
+			if c.Branches[j].Service == v.Name {
+				at = j
+			}
+		}
+		if at < 0 {
+			at = len(c.Branches)
+			c.Branches = append(c.Branches, txn.EnlistBranch{Service: v.Name, Generation: v.Generation, Isolated: v.Isolated})
+		}
+		c.Ops = append(c.Ops, txn.EnlistOp{Branch: uint32(at), Now: op.Now, Payload: op.Payload})
+		if len(op.Locks) == 0 && coveredBy(s.Locks, v.Name) {
+			continue // the step's own locks say what it uses there
+		}
+		if needs, err = n.needs(needs, &op.Operation, v); err != nil {
+			return nil, err
+		}
+	}
+	for i := range s.Locks {
+		l := &s.Locks[i]
+		v, err := find(l.Service)
+		if err != nil {
+			return nil, err
+		}
+		if v.Isolated {
+			return nil, reason.New(reason.InvalidField, "leave its keys out: the service isolates itself", "service %q has isolation participant and takes no locks", v.Name)
+		}
+		if needs, err = n.needs(needs, &Operation{Service: l.Service, Locks: []DeclaredLock{l.DeclaredLock}}, v); err != nil {
+			return nil, err
+		}
+	}
+	c.Locks = lock.Fold(needs)
+	return c, nil
+}
+
+func coveredBy(locks []ServiceLock, service string) bool {
+	for i := range locks {
+		if locks[i].Service == service {
+			return true
+		}
+	}
+	return false
+}
+
+// Commit asks for the commit of an interactive transaction and waits as w says.
+func (n *Node) Commit(ctx context.Context, id string, w WaitMode) (Transaction, error) {
+	tid, err := parseID(id)
+	if err != nil {
+		return Transaction{}, err
+	}
+	home := n.home(tid)
+	isolated := false
+	if w == WaitDefault { // what the branches took from the registry when they were enlisted
+		if err := home.run(ctx, func(sh *shard.Shard) {
+			if t := sh.State().Get(tid); t != nil {
+				for i := range t.Branches {
+					isolated = isolated || t.Branches[i].Isolated
+				}
+			}
+		}); err != nil {
+			return Transaction{}, err
+		}
+	}
+	token := shard.Token(n.tokens.Add(1))
+	rep := home.do(ctx, token, &shard.Seal{Token: token, ID: tid, Wait: waitMode(w, isolated)}, &shard.Cancel{ID: tid})
+	return n.result(&rep)
+}
+
+// Heartbeat says that the client of an interactive transaction is alive.
+func (n *Node) Heartbeat(ctx context.Context, id string) (Transaction, error) {
+	tid, err := parseID(id)
+	if err != nil {
+		return Transaction{}, err
+	}
+	token := shard.Token(n.tokens.Add(1))
+	rep := n.home(tid).do(ctx, token, &shard.Heartbeat{Token: token, ID: tid}, &shard.Cancel{ID: tid})
+	return n.result(&rep)
+}
+
+// stepDigest identifies the decoded request.
+func stepDigest(s *Step) [32]byte {
+	return digestOf(func(text func([]byte), count func(uint64)) {
+		text([]byte("step"))
+		for i := range s.Operations {
+			op := &s.Operations[i]
+			text([]byte(op.Service))
+			text(op.Payload)
+			now := uint64(0)
+			if op.Now {
+				now = 1
+			}
+			count(now)
+			count(uint64(len(op.Locks)))
+			for _, l := range op.Locks {
+				text([]byte(l.Key))
+				count(uint64(l.Mode))
+			}
+		}
+		count(uint64(len(s.Locks)))
+		for i := range s.Locks {
+			text([]byte(s.Locks[i].Service))
+			text([]byte(s.Locks[i].Key))
+			count(uint64(s.Locks[i].Mode))
+		}
+	})
+}
+
+// digestOf is the SHA-256 of texts and numbers, none of which can be taken for another.
+func digestOf(write func(text func([]byte), count func(uint64))) [32]byte {
+	h := sha256.New()
+	buf := make([]byte, 0, binary.MaxVarintLen64)
+	count := func(v uint64) {
+		buf = binary.AppendUvarint(buf[:0], v)
+		h.Write(buf)
+	}
+	write(func(b []byte) {
+		count(uint64(len(b)))
+		h.Write(b)
+	}, count)
+	return [32]byte(h.Sum(nil))
+}

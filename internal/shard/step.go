@@ -1,0 +1,381 @@
+package shard
+
+import (
+	"crypto/sha256"
+	"strconv"
+
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// Interactive transactions. A step is proposed when the step before it holds its
+// locks, so that a transaction has one outstanding lock request:
+//
+//	Enlist --> [held] --> ENLIST applied --> locks granted --> execute "now" operations --> answer
+//
+// What the participants executed is not in the log: a new leader asks for it again,
+// operation by operation, and gets the results that the open local transaction
+// remembers.
+
+// maxHeldSteps of one transaction wait for the step before them.
+const maxHeldSteps = 64
+
+func (s *Shard) enlist(ev *Enlist) {
+	if !s.admit(ev.Token) {
+		return
+	}
+	if s.pendingBytes >= s.cfg.MaxPendingBytes {
+		err := reason.New(reason.Overloaded, "slow down; the disk does not keep up", "%d bytes wait for the log", s.pendingBytes)
+		err.RetryAfterMs = 500
+		s.refuse(ev.Token, err)
+		return
+	}
+	if t := s.st.Get(ev.ID); t != nil && t.Interactive {
+		w := waiter{token: ev.Token, kind: waitStep, step: ev.Step, digest: ev.Digest, repeated: true}
+		if t.Status.Decided() {
+			s.attach(t, w)
+			return
+		}
+		r := s.runs[ev.ID]
+		r.touchedUs = s.now.MonoUs
+		if known := t.FindStep(ev.Step); known != nil {
+			if known.Digest != ev.Digest {
+				s.refuse(ev.Token, stepRefusal(reason.StepConflict, ev.ID, ev.Step, ""))
+				return
+			}
+			s.attach(t, w)
+			return
+		}
+		if t.StepPending || len(s.steps[ev.ID]) > 0 {
+			if len(r.held) >= maxHeldSteps {
+				err := reason.New(reason.Overloaded, "wait for the answer of a step before sending the next", "%d steps of the transaction wait", len(r.held))
+				err.RetryAfterMs = 100
+				s.refuse(ev.Token, err)
+				return
+			}
+			r.held = append(r.held, ev)
+			s.waiting++
+			return
+		}
+	}
+	s.proposeStep(ev)
+}
+
+func (s *Shard) proposeStep(ev *Enlist) {
+	s.steps[ev.ID] = append(s.steps[ev.ID], waiter{token: ev.Token, kind: waitStep, step: ev.Step, digest: ev.Digest})
+	s.waiting++
+	s.command(append(s.openEntry(), ev.Enlist...))
+}
+
+// nextHeld proposes the step that waited for the one before it.
+func (s *Shard) nextHeld(r *run) {
+	if r == nil || len(r.held) == 0 || r.t.StepPending || len(s.steps[r.t.ID]) > 0 {
+		return
+	}
+	ev := r.held[0]
+	r.held = r.held[1:]
+	s.waiting--
+	s.enlist(ev) // it may repeat the one before it, or come after the decision
+}
+
+// dropHeld answers the steps that wait, by the decision.
+func (s *Shard) dropHeld(r *run) {
+	held := r.held
+	r.held = nil
+	for _, ev := range held {
+		s.waiting--
+		s.attach(r.t, waiter{token: ev.Token, kind: waitStep, step: ev.Step, digest: ev.Digest})
+	}
+}
+
+// takeStep is the request whose ENLIST or SEAL has been applied: they are answered in
+// the order of their records.
+func (s *Shard) takeStep(id txnid.ID) (waiter, bool) {
+	queue := s.steps[id]
+	if len(queue) == 0 {
+		return waiter{}, false
+	}
+	w := queue[0]
+	if queue = queue[1:]; len(queue) == 0 {
+		delete(s.steps, id)
+	} else {
+		s.steps[id] = queue
+	}
+	if w.token != 0 { // else the wait was given up, and counted off
+		s.waiting--
+	}
+	return w, true
+}
+
+func (s *Shard) stepTaken(e *txn.Effect) {
+	w, ok := s.takeStep(e.ID)
+	r := s.runs[e.ID]
+	if r == nil {
+		return // decided and ended in the same entry; nobody can wait before the record
+	}
+	r.touchedUs = s.now.MonoUs
+	if ok && w.token != 0 {
+		w.repeated = e.Kind == txn.EffectStepRepeated
+		s.attach(e.Txn, w)
+	}
+	s.nextHeld(r)
+}
+
+func (s *Shard) stepGranted(t *txn.Txn) {
+	r := s.runs[t.ID]
+	if r == nil {
+		return
+	}
+	s.notice(Notice{Kind: NoticeStep, ID: t.ID, N: len(t.Steps), DurUs: s.now.MonoUs - r.touchedUs})
+	s.executeAll(r)
+	s.settleWaiters(r)
+	s.nextHeld(r)
+}
+
+func (s *Shard) stepRefused(e *txn.Effect) {
+	w, ok := s.takeStep(e.ID)
+	if ok && w.token != 0 {
+		// A step that came after the decision is answered by it, and a commit that was
+		// asked for twice by what becomes of the first.
+		if e.Reason == reason.AlreadyDecided && (w.kind == waitSeal || e.Txn.Status.Decided()) {
+			s.attach(e.Txn, w)
+		} else {
+			s.refuse(w.token, stepRefusal(e.Reason, e.ID, w.step, e.Name))
+		}
+	}
+	s.nextHeld(s.runs[e.ID])
+}
+
+func stepRefusal(code reason.Code, id txnid.ID, step uint32, service string) *reason.Error {
+	switch code {
+	case reason.NotFound:
+		return reason.New(code, "begin it with POST /v1/transactions:begin", "no transaction %s", id)
+	case reason.NotInteractive:
+		return reason.New(code, "only transactions begun with POST /v1/transactions:begin take steps", "transaction %s was submitted as a whole", id)
+	case reason.CommitAsked:
+		return reason.New(code, "use a new transaction for further work", "commit of transaction %s was asked for already", id)
+	case reason.StepConflict:
+		return reason.New(code, "number each step of a transaction anew, and repeat one with the same body only", "step %d of transaction %s was another one", step, id)
+	case reason.StepPending:
+		err := reason.New(code, "wait for the answers of all steps first", "a step of transaction %s is under way", id)
+		err.RetryAfterMs = 50
+		return err
+	case reason.TooManySteps:
+		return reason.New(code, "put several operations in one step", "transaction %s has its limit of %d steps", id, txn.MaxSteps)
+	case reason.TooManyOperations:
+		return reason.New(code, "split the work", "transaction %s has its limit of %d branches", id, txn.MaxBranches)
+	}
+	return refusal(code, service)
+}
+
+// sealTxn takes a request to commit.
+func (s *Shard) sealTxn(ev *Seal) {
+	if !s.admit(ev.Token) {
+		return
+	}
+	w := waiter{token: ev.Token, kind: waitSeal, mode: ev.Wait}
+	t := s.st.Get(ev.ID)
+	switch {
+	case t != nil && !t.Interactive && !t.NeverBegun:
+		s.refuse(ev.Token, stepRefusal(reason.NotInteractive, ev.ID, 0, ""))
+		return
+	case t != nil && t.Status != txn.Active:
+		w.repeated = true
+		s.attach(t, w)
+		return
+	case t != nil:
+		r := s.runs[ev.ID]
+		r.touchedUs = s.now.MonoUs
+		if t.StepPending || len(r.held) > 0 || len(s.steps[ev.ID]) > 0 || r.waitsForStep() {
+			s.refuse(ev.Token, stepRefusal(reason.StepPending, ev.ID, 0, ""))
+			return
+		}
+	}
+	s.steps[ev.ID] = append(s.steps[ev.ID], w)
+	s.waiting++
+	s.command(txn.AppendSeal(s.openEntry(), ev.ID))
+}
+
+func (r *run) waitsForStep() bool {
+	for i := range r.waiters {
+		if r.waiters[i].kind == waitStep {
+			return true
+		}
+	}
+	return false
+}
+
+// commitAsked: SEAL is applied.
+func (s *Shard) commitAsked(t *txn.Txn) {
+	w, ok := s.takeStep(t.ID)
+	r := s.runs[t.ID]
+	if r == nil {
+		return
+	}
+	if ok && w.token != 0 {
+		s.attach(t, w)
+	}
+	if t.Status == txn.Preparing {
+		s.prepareAll(r)
+	}
+}
+
+// heartbeat is a question after the transaction that also says: the client is there.
+func (s *Shard) heartbeat(ev *Heartbeat) {
+	if r := s.runs[ev.ID]; r != nil {
+		r.touchedUs = s.now.MonoUs
+	}
+	s.get(&Get{Token: ev.Token, ID: ev.ID})
+}
+
+// grow makes room for branches that an entry has enlisted: the whole entry is applied
+// before any of its effects is acted on.
+func (r *run) grow() {
+	for r != nil && len(r.branches) < len(r.t.Branches) {
+		r.branches = append(r.branches, branchRun{})
+	}
+}
+
+// ---- execution
+
+// executeAll asks every branch for what it has not executed yet.
+func (s *Shard) executeAll(r *run) {
+	for i := range r.branches {
+		s.execute(r, i)
+	}
+}
+
+func (s *Shard) execute(r *run, i int) {
+	b := &r.branches[i]
+	if r.t.Status != txn.Active || r.deciding || b.calling || b.retryAtUs != 0 {
+		return
+	}
+	granted := r.t.GrantedOps(i)
+	if b.executed >= granted {
+		return
+	}
+	// Calls of an earlier leader may have covered any part of what was there when
+	// this one took over: one operation a call is always a repetition or the next.
+	if b.asked = granted; b.executed < b.inherited {
+		b.asked = b.executed + 1
+	}
+	s.call(r, i, PhaseExecute)
+}
+
+// fillExecute makes a call for the operations that were asked for. A repetition asks
+// for the same ones.
+func (s *Shard) fillExecute(c *Call, rec *txn.Branch, b *branchRun) {
+	c.First = uint32(b.executed)
+	c.Operations = rec.Executed[b.executed:b.asked]
+	c.Digest = digest(b.digest, b.executed, c.Operations)
+	c.Execution = b.execution
+}
+
+// executed takes the answer to an execute.
+func (s *Shard) executed(r *run, i int, ev *CallDone) {
+	if r.t.Status != txn.Active || r.deciding {
+		return
+	}
+	b, rec := &r.branches[i], &r.t.Branches[i]
+	abort := txn.AbortCmd{Reason: reason.ExecuteRefused, Message: ev.Reason, Service: rec.Service}
+	switch {
+	case ev.Answer == Lost:
+		abort.Reason = reason.ExecutionLost
+	case ev.Answer == Conflict:
+		abort.Reason = reason.ExecuteConflict
+	case ev.Answer == Refused:
+	case ev.Answer != Executed || len(ev.Results) != b.asked-b.executed:
+		s.retryLater(r, i, "answered execute with "+ev.Answer.String()+" and "+strconv.Itoa(len(ev.Results))+" results")
+		return
+	default:
+		b.digest = digest(b.digest, b.executed, rec.Executed[b.executed:b.asked])
+		b.executed, b.execution = b.asked, ev.Execution
+		b.stepResults = append(b.stepResults, ev.Results...)
+		s.settleWaiters(r)
+		s.execute(r, i)
+		return
+	}
+	s.proposeAbort(r, abort)
+}
+
+// stepDone reports whether the step's locks are held and its operations have run.
+func (s *Shard) stepDone(t *txn.Txn, r *run, number uint32) bool {
+	step := t.FindStep(number)
+	if step == nil || r == nil || t.StepPending && &t.Steps[len(t.Steps)-1] == step {
+		return false
+	}
+	for _, op := range step.Ops {
+		if op.Now && int(op.Index) >= r.branches[op.Branch].executed {
+			return false
+		}
+	}
+	return true
+}
+
+// stepResults are those of a step that is done.
+func stepResults(t *txn.Txn, r *run, number uint32) [][]byte {
+	step := t.FindStep(number)
+	results := make([][]byte, len(step.Ops))
+	for i, op := range step.Ops {
+		if op.Now {
+			results[i] = r.branches[op.Branch].stepResults[op.Index]
+		}
+	}
+	return results
+}
+
+// digest continues the contract's digest, of which n payloads are known, by others:
+// d0 is empty, di = SHA-256(d(i-1) || payload).
+func digest(d [32]byte, n int, payloads [][]byte) [32]byte {
+	for _, p := range payloads {
+		h := sha256.New()
+		if n > 0 {
+			h.Write(d[:])
+		}
+		h.Write(p)
+		h.Sum(d[:0])
+		n++
+	}
+	return d
+}
+
+// ---- silence
+
+func (s *Shard) startIdle(r *run) {
+	r.touchedUs = s.now.MonoUs
+	for i := range r.branches {
+		r.branches[i].inherited = r.t.GrantedOps(i)
+	}
+	s.armIdle(r)
+}
+
+func (s *Shard) armIdle(r *run) {
+	r.idleUs = r.touchedUs + int64(r.t.IdleMs)*1000
+	s.startTimer(timer{atUs: r.idleUs, id: r.t.ID, branch: idleBranch})
+}
+
+// lookIdle aborts a transaction whose client has been silent too long. A client that
+// waits for an answer is not silent.
+func (s *Shard) lookIdle(r *run) {
+	if r.t.Status != txn.Active || r.deciding {
+		return
+	}
+	if len(r.waiters)+len(r.held) > 0 || len(s.steps[r.t.ID]) > 0 {
+		r.touchedUs = s.now.MonoUs
+	}
+	if s.now.MonoUs < r.touchedUs+int64(r.t.IdleMs)*1000 {
+		s.armIdle(r)
+		return
+	}
+	s.proposeAbort(r, txn.AbortCmd{Reason: reason.IdleTimeout, Message: "nothing was heard of the client for " + strconv.FormatUint(uint64(r.t.IdleMs), 10) + " ms"})
+}
+
+// deadlock tells of a cycle that the machine has broken.
+func (s *Shard) deadlock(e *txn.Effect) {
+	s.notice(Notice{Kind: NoticeDeadlock, ID: e.ID, N: len(e.Cycle), Text: txn.DescribeCycle(e.Cycle)})
+	d := Deadlock{AtMs: s.st.NowMs(), Victim: e.ID, Restarted: !e.Txn.Interactive, Cycle: e.Cycle}
+	if s.deadlocks = append(s.deadlocks, d); len(s.deadlocks) > maxDeadlocks {
+		s.deadlocks = append(s.deadlocks[:0:0], s.deadlocks[1:]...)
+	}
+}
