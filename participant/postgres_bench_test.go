@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,7 +14,7 @@ import (
 )
 
 // BenchmarkPostgreSQL is prepare and commit of one branch with an insert, by 16
-// callers, both ways and at two levels; and below it the same statements by hand,
+// callers, both ways and at two levels, and with the work executed before; and below it the same statements by hand,
 // without rows, checks or votes.
 func BenchmarkPostgreSQL(b *testing.B) {
 	s := &postgres{Cluster: pgtest.Start(b)}
@@ -46,6 +47,26 @@ func BenchmarkPostgreSQL(b *testing.B) {
 				b.ReportMetric(100*float64(no.Load())/float64(b.N), "%no")
 			})
 		}
+	}
+	for _, way := range []string{"reserve", "prepare"} {
+		b.Run(way+"/executed before", func(b *testing.B) { // the same work by execute, and an empty prepare
+			put := text(putEntry, "x")
+			p := start(b, openPostgres(b, s.database(b)), func(c *participant.Config) {
+				executing(way)(c)
+				c.Isolation, c.MaxOpenBranches = sql.LevelReadCommitted, 16
+			})
+			byCallers(b, func(n int) error {
+				tx := id(int64(n))
+				if x, err := p.Execute(b.Context(), of(executeCall(tx, 0, put))); err != nil || !x.Executed {
+					return fmt.Errorf("%+v: %w", x, err)
+				}
+				if v, err := p.Prepare(b.Context(), of(prepareRest(tx, 1, put))); err != nil || v.Vote != "yes" {
+					return fmt.Errorf("%+v: %w", v, err)
+				}
+				_, err := p.Finish(b.Context(), of(finishCall(tx, participant.PhaseCommit)))
+				return err
+			})
+		})
 	}
 	b.Run("by hand", func(b *testing.B) {
 		db := openPostgres(b, s.database(b))
