@@ -41,6 +41,7 @@ type Call struct {
 	First          int    // execute: operations of the branch that were executed before this call
 	Executed       int    // prepare: operations of the branch that were executed before
 	Execution      string // names the open local transaction that they were executed in; empty: not given
+	Opened         bool   // execute: results of the branch may have been told, so it must not be begun anew
 }
 
 // Mismatch says why the call's operations are not those its count and digest
@@ -163,6 +164,7 @@ func parseCall(body []byte, maxOperations int) (*Call, error) {
 		First     *int   `json:"first"`
 		Executed  int    `json:"executed"`
 		Execution string `json:"execution"`
+		Opened    bool   `json:"opened"`
 	}
 	if err := json.Unmarshal(body, &w); err != nil {
 		return nil, fmt.Errorf("body: %w", err)
@@ -201,7 +203,7 @@ func parseCall(body []byte, maxOperations int) (*Call, error) {
 		if w.First == nil {
 			return nil, errors.New("first: missing")
 		}
-		c.First = *w.First
+		c.First, c.Opened = *w.First, w.Opened
 	default:
 		return c, nil
 	}

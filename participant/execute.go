@@ -116,7 +116,7 @@ func (p *Participant) refuse(ctx context.Context, c *Call, reason string) error 
 func (p *Participant) executeOr(ctx context.Context, c *Call, b *openBranch) (Execution, error) {
 	n, last := len(b.operations), c.First+len(c.Operations)
 	switch {
-	case b.transaction == nil && (c.First > 0 || c.Execution != ""):
+	case b.transaction == nil && (c.First > 0 || c.Execution != "" || c.Opened):
 		if x, err := p.endedExecution(ctx, c); err != nil || x != nil {
 			return deref(x), err
 		}

@@ -427,6 +427,29 @@ func TestExecuteUnsupported(t *testing.T) {
 	}
 }
 
+// A caller that does not know what was executed and told before does not begin anew
+// what is lost.
+func TestOpenedBranchIsNotBegunAgain(t *testing.T) {
+	file := ledgerFile(t)
+	p := start(t, openLedger(t, file), nil)
+	again := func(tx string) *participant.Call {
+		c := executeCall(tx, 0, debit("a"))
+		c.Opened, c.Term = true, 2
+		return c
+	}
+	tx := id(1)
+	execute(t, p, executeCall(tx, 0, debit("a")), `{"free":99}`)
+	execute(t, p, again(tx), `{"free":99}`)
+	p.Close()
+	next := start(t, openLedger(t, file), nil)
+	for range 2 {
+		refuses(t, next, again(tx), participant.ReasonExecutionLost, true)
+	}
+	c := prepareRest(tx, 1, debit("a"))
+	c.Term = 2
+	vote(t, next, c, "no")
+}
+
 // Close rolls back what is open; nothing of it is found by the next process.
 func TestCloseEndsOpenBranches(t *testing.T) {
 	file := ledgerFile(t)

@@ -60,6 +60,10 @@ type Call struct {
 	// participant that lost that transaction says so even if a late duplicate has
 	// opened another. Execute and prepare only; empty: not known.
 	Execution string
+	// Opened says that results of the branch may have been told: a participant where it
+	// is not open must refuse instead of beginning anew. Execute only, for a first call
+	// without Execution: of a leader that does not know what the last one did.
+	Opened bool
 
 	TraceParent string // W3C traceparent to pass on; may be empty
 }

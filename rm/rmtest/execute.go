@@ -227,6 +227,17 @@ var executeCases = []conformance{
 			b.expect("rollback", "done")
 			b.effects(0)
 		}
+		o := e.branch(e.suite.target.Succeed)
+		o.execute(1)
+		opened := o.step(0, 1)
+		opened.execution, opened.overridden["opened"] = "", true
+		opened.expect("execute", "executed")
+		e.restart()
+		if a := opened.call("execute"); a.kind("execute") != "executed" || a.parsed.Execution != o.execution {
+			e.checkRefused(a, executionLost)
+		}
+		o.expect("rollback", "done")
+		o.effects(0)
 		b := e.branch(e.suite.target.Succeed, e.suite.target.Succeed)
 		b.execute(1)
 		e.restart()

@@ -35,7 +35,7 @@ func (m *model) execute(c *modelCall, key, openKey string, row *modelRow, open *
 		return refusal(reason)
 	}
 	if open == nil {
-		if first > 0 && m.bug != "ignores gaps" {
+		if first > 0 && m.bug != "ignores gaps" || c.Opened && m.bug != "begins anew what was opened" {
 			return refuse(executionLost)
 		}
 		if m.bug == "executes before it locks" {

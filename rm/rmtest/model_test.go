@@ -55,6 +55,7 @@ type modelCall struct {
 	First                                      *int
 	Executed                                   int
 	Execution                                  string
+	Opened                                     bool
 	Operations                                 []struct {
 		Payload json.RawMessage
 	}

@@ -111,6 +111,7 @@ func TestSuiteBites(t *testing.T) {
 	})
 	for bug, want := range map[string]string{
 		"applies at execute":               "executed and deferred operations commit together",
+		"begins anew what was opened":      "a restart between execute and prepare loses nothing silently",
 		"executes after rollback":          "a branch that has ended executes nothing",
 		"executes before it locks":         "concurrent executes execute once",
 		"executes for an older term":       "an older term does not execute",
@@ -176,7 +177,7 @@ func TestSuiteBites(t *testing.T) {
 		"yes after rollback":               "prepare after rollback votes no",
 	} {
 		t.Run(bug, func(t *testing.T) {
-			t.Parallel() // each mostly waits for connections to close
+			t.Parallel()      // each mostly waits for connections to close
 			part := baseCases // a bug shows in the part of the contract that it breaks
 			if slices.ContainsFunc(executeCases, func(c conformance) bool { return c.name == want }) {
 				part = executeCases

@@ -39,6 +39,9 @@ func appendCall(dst []byte, c *rm.Call, phase rm.Phase) []byte {
 	if phase == rm.Execute {
 		dst = append(dst, `,"first":`...)
 		dst = strconv.AppendUint(dst, uint64(c.First), 10)
+		if c.Opened {
+			dst = append(dst, `,"opened":true`...)
+		}
 	}
 	if phase.Works() {
 		dst = append(dst, `,"operations":[`...)

@@ -40,6 +40,11 @@ func TestCallBodies(t *testing.T) {
 	if got := string(appendCall(nil, x, x.Phase)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	x.First, x.Execution, x.Opened = 0, "", true
+	want = head + "execute" + mid + `,"shard":0,"shards":1,"first":0,"opened":true,"operations":[{"payload":{"amount":5}},{"payload":"x"}],"count":2,"digest":"` + digest + `"}`
+	if got := string(appendCall(nil, x, x.Phase)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
 	want = head + "commit" + mid + `,"shard":0,"shards":1}`
 	if got := string(appendCall(nil, call(rm.Commit), rm.Commit)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

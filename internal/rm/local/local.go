@@ -64,7 +64,7 @@ func (p *Participant) Execute(ctx context.Context, c *rm.Call) (rm.Result, error
 		return rm.Result{Kind: rm.Refused, Reason: participant.ReasonExecuteUnsupported}, nil
 	}
 	call := translateWork(c, participant.PhaseExecute)
-	call.First = int(c.First)
+	call.First, call.Opened = int(c.First), c.Opened
 	x, err := r.Execute(ctx, call)
 	switch {
 	case err != nil:

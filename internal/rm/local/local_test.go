@@ -89,7 +89,7 @@ func (f *executor) Execute(_ context.Context, c *participant.Call) (participant.
 // TestExecute: the same for execute, and for what prepare says of it.
 func TestExecute(t *testing.T) {
 	c := &rm.Call{
-		Phase: rm.Execute, Service: "bank", Txn: txnid.New(1_790_000_000_000, [10]byte{}), Branch: 2, Term: 4, First: 3, Execution: "x1",
+		Phase: rm.Execute, Service: "bank", Txn: txnid.New(1_790_000_000_000, [10]byte{}), Branch: 2, Term: 4, First: 3, Execution: "x1", Opened: true,
 		Operations: [][]byte{[]byte("1"), []byte("2")}, Digest: [32]byte{0xab},
 	}
 	f := &executor{execution: participant.Execution{Executed: true, ID: "x2", Results: []json.RawMessage{nil, []byte("7")}}}
@@ -99,7 +99,7 @@ func TestExecute(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	digest := hex.EncodeToString(c.Digest[:])
-	if g := f.got; g.Phase != participant.PhaseExecute || g.First != 3 || g.Executed != 0 || g.Execution != "x1" || g.Count != 2 || g.Digest != digest || fmt.Sprintf("%s", g.Operations) != "[1 2]" {
+	if g := f.got; g.Phase != participant.PhaseExecute || g.First != 3 || g.Executed != 0 || g.Execution != "x1" || !g.Opened || g.Count != 2 || g.Digest != digest || fmt.Sprintf("%s", g.Operations) != "[1 2]" {
 		t.Errorf("the resource saw %+v", g)
 	}
 	f.execution = participant.Execution{Reason: "GONE", Message: "m", Retryable: true}
