@@ -26,6 +26,7 @@ var (
 	ErrKeyControl  = errors.New("control character")
 	ErrKeySegment  = errors.New(`empty, "." or ".." segment`)
 	ErrKeyBoundary = errors.New("leading or trailing slash")
+	ErrKeyRange    = errors.New("a range; lock the segment above it, or split keys into segments of the ranges that you need")
 )
 
 // KeyError says what is wrong with a key and where; it wraps one of the above.
@@ -84,6 +85,9 @@ func CheckKey(key string) error {
 			return bad(start, ErrKeySegment)
 		}
 		if !more {
+			if isRange(segment) {
+				return bad(start, ErrKeyRange)
+			}
 			break
 		}
 		start = len(key) - len(rest)
@@ -92,6 +96,13 @@ func CheckKey(key string) error {
 		return bad(n, ErrKeyNotNFC)
 	}
 	return nil
+}
+
+// isRange: "[100,200)" and its like are kept for ranges, which there are none of: see
+// the package comment.
+func isRange(segment string) bool {
+	first, last := segment[0], segment[len(segment)-1]
+	return (first == '[' || first == '(') && (last == ']' || last == ')') && strings.Contains(segment, ",")
 }
 
 // Service is the first segment of a node's path.

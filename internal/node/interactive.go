@@ -81,7 +81,7 @@ func (n *Node) enlistOnce(ctx context.Context, id txnid.ID, s *Step, digest [32]
 	}
 	c.Digest = digest
 	token := shard.Token(n.tokens.Add(1))
-	ev := &shard.Enlist{Token: token, ID: id, Step: s.Number, Digest: digest, Enlist: txn.AppendEnlist(nil, c)}
+	ev := &shard.Enlist{Token: token, ID: id, Step: s.Number, Digest: digest, Enlist: txn.AppendEnlist(nil, c), Locks: c.Locks}
 	rep := n.home(id).do(ctx, token, ev, &shard.Cancel{ID: id})
 	return n.transaction(&rep)
 }

@@ -57,7 +57,7 @@ func (n *Node) submitOnce(ctx context.Context, id txnid.ID, s *Submission) (Tran
 		return Transaction{}, err
 	}
 	token := shard.Token(n.tokens.Add(1))
-	rep := r.do(ctx, token, &shard.Submit{Token: token, ID: id, Digest: b.Digest, Begin: txn.AppendBegin(nil, b), Wait: wait}, &shard.Cancel{ID: id})
+	rep := r.do(ctx, token, &shard.Submit{Token: token, ID: id, Digest: b.Digest, Begin: txn.AppendBegin(nil, b), Locks: b.Locks, Wait: wait}, &shard.Cancel{ID: id})
 	return n.transaction(&rep)
 }
 

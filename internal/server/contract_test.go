@@ -121,6 +121,8 @@ func TestBadInput(t *testing.T) {
 		{"key not NFC", "POST", "/v1/transactions", operations(`{"service":"a","payload":1,"locks":[{"key":"e\u0301"}]}`), 400, "INVALID_KEY", "operations[0].locks[0].key"},
 		{"long key", "POST", "/v1/transactions", operations(`{"service":"a","payload":1,"locks":[{"key":"` + strings.Repeat("k", 257) + `"}]}`), 400, "INVALID_KEY", "operations[0].locks[0].key"},
 		{"deep key", "POST", "/v1/transactions", operations(`{"service":"a","payload":1,"locks":[{"key":"` + strings.Repeat("k/", 16) + `k"}]}`), 400, "INVALID_KEY", "operations[0].locks[0].key"},
+		{"a range", "POST", "/v1/transactions", operations(`{"service":"a","payload":1,"locks":[{"key":"accounts/[100,200)"}]}`), 400, "INVALID_KEY", "operations[0].locks[0].key"},
+		{"when in a submission", "POST", "/v1/transactions", operations(`{"service":"a","payload":1,"when":"now"}`), 400, "UNKNOWN_FIELD", "operations[0].when"},
 		{"bad mode", "POST", "/v1/transactions", operations(`{"service":"a","payload":1,"locks":[{"key":"k","mode":"X"}]}`), 400, "INVALID_FIELD", "operations[0].locks[0].mode"},
 		{"too large", "POST", "/v1/transactions", operations(`{"service":"a","payload":"` + strings.Repeat("x", 1<<20) + `"}`), 413, "REQUEST_TOO_LARGE", "body"},
 
@@ -139,6 +141,40 @@ func TestBadInput(t *testing.T) {
 		{"resolve without note", "POST", "/v1/transactions/" + someID + "/resolve", `{}`, 400, "INVALID_FIELD", "note"},
 		{"resolve with a long note", "POST", "/v1/transactions/" + someID + "/resolve", `{"note":"` + strings.Repeat("x", 1025) + `"}`, 400, "INVALID_FIELD", "note"},
 		{"resolve without hazard", "POST", "/v1/transactions/" + otherID + "/resolve", `{"note":"x"}`, 409, "NOT_A_HAZARD", ""},
+
+		{"begin by a bad id", "POST", "/v1/transactions:begin", `{"id":"42"}`, 400, "INVALID_ID", "id"},
+		{"begin of a bad retry", "POST", "/v1/transactions:begin", `{"retry_of":"42"}`, 400, "INVALID_ID", "retry_of"},
+		{"begin with operations", "POST", "/v1/transactions:begin", `{"operations":[]}`, 400, "UNKNOWN_FIELD", "operations"},
+		{"begin for too long", "POST", "/v1/transactions:begin", `{"timeout":"61m"}`, 400, "INVALID_DURATION", "timeout"},
+		{"begin for too short", "POST", "/v1/transactions:begin", `{"timeout":"1ms"}`, 400, "INVALID_DURATION", "timeout"},
+		{"idle too short", "POST", "/v1/transactions:begin", `{"idle_timeout":"99ms"}`, 400, "INVALID_DURATION", "idle_timeout"},
+		{"idle too long", "POST", "/v1/transactions:begin", `{"idle_timeout":"11m"}`, 400, "INVALID_DURATION", "idle_timeout"},
+		{"step by a bad id", "POST", "/v1/transactions/42/operations", `{"step":1}`, 400, "INVALID_ID", "id"},
+		{"step without body", "POST", "/v1/transactions/" + someID + "/operations", ``, 400, "INVALID_JSON", ""},
+		{"step without number", "POST", "/v1/transactions/" + someID + "/operations", `{"operations":[{"service":"a","payload":1}]}`, 400, "INVALID_FIELD", "step"},
+		{"step of a huge number", "POST", "/v1/transactions/" + someID + "/operations", `{"step":2147483648,"operations":[{"service":"a","payload":1}]}`, 400, "INVALID_FIELD", "step"},
+		{"step without operations", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1}`, 400, "EMPTY_OPERATIONS", "operations"},
+		{"step at a bad time", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,"operations":[{"service":"a","payload":1,"when":"later"}]}`, 400, "INVALID_FIELD", "operations[0].when"},
+		{"step at a bad service", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,"operations":[{"service":"A","payload":1}]}`, 400, "INVALID_SERVICE", "operations[0].service"},
+		{"step with a bad lock", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,"operations":[{"service":"a","payload":1}],"locks":[{"service":"a","key":"/"}]}`, 400, "INVALID_KEY", "locks[0].key"},
+		{"step with too many operations", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,` + manyOps[1:], 400, "TOO_MANY_OPERATIONS", "operations"},
+		{"step of an unknown transaction", "POST", "/v1/transactions/" + otherID + "/operations", `{"step":1,"operations":[{"service":"a","payload":1}]}`, 404, "NOT_FOUND", ""},
+		{"no locks", "POST", "/v1/transactions/" + someID + "/locks", `{"step":1}`, 400, "EMPTY_OPERATIONS", "locks"},
+		{"lock of a bad service", "POST", "/v1/transactions/" + someID + "/locks", `{"step":1,"locks":[{"service":"","key":"k"}]}`, 400, "INVALID_SERVICE", "locks[0].service"},
+		{"lock in a bad mode", "POST", "/v1/transactions/" + someID + "/locks", `{"step":1,"locks":[{"service":"a","key":"k","mode":"U"}]}`, 400, "INVALID_FIELD", "locks[0].mode"},
+		{"lock of a range", "POST", "/v1/transactions/" + someID + "/locks", `{"step":1,"locks":[{"service":"a","key":"k/(1,2]"}]}`, 400, "INVALID_KEY", "locks[0].key"},
+		{"too many locks", "POST", "/v1/transactions/" + someID + "/locks", `{"step":1,"locks":[` + strings.TrimSuffix(strings.Repeat(`{"service":"a","key":"k"},`, 257), ",") + `]}`, 400, "TOO_MANY_KEYS", "locks"},
+		{"commit by a bad id", "POST", "/v1/transactions/42/commit", ``, 400, "INVALID_ID", "id"},
+		{"commit with a bad wait", "POST", "/v1/transactions/" + someID + "/commit", `{"wait":"long"}`, 400, "INVALID_FIELD", "wait"},
+		{"commit of a step under way", "POST", "/v1/transactions/" + otherID + "/commit", ``, 409, "STEP_PENDING", ""},
+		{"heartbeat by a bad id", "POST", "/v1/transactions/42/heartbeat", ``, 400, "INVALID_ID", "id"},
+		{"heartbeat with fields", "POST", "/v1/transactions/" + someID + "/heartbeat", `{"x":1}`, 400, "UNKNOWN_FIELD", "x"},
+		{"locks of a bad service", "GET", "/v1/locks?service=A", ``, 400, "INVALID_SERVICE", "service"},
+		{"locks of a key alone", "GET", "/v1/locks?key=k", ``, 400, "INVALID_FIELD", "key"},
+		{"locks of a bad key", "GET", "/v1/locks?service=a&key=/", ``, 400, "INVALID_KEY", "key"},
+		{"locks waited for or not", "GET", "/v1/locks?waited=perhaps", ``, 400, "INVALID_FIELD", "waited"},
+		{"locks on a page of no size", "GET", "/v1/locks?page_size=0", ``, 400, "INVALID_FIELD", "page_size"},
+		{"deadlocks of one service", "GET", "/v1/deadlocks?service=a", ``, 400, "UNKNOWN_FIELD", "service"},
 
 		{"bad service name", "PUT", "/v1/services/Ledger", goodPut, 400, "INVALID_SERVICE", "name"},
 		{"service name that begins with a dot", "PUT", "/v1/services/.a", goodPut, 400, "INVALID_SERVICE", "name"},
@@ -171,7 +207,7 @@ func TestBadInput(t *testing.T) {
 		{"delete of a bad service name", "DELETE", "/v1/services/B", ``, 400, "INVALID_SERVICE", "name"},
 
 		{"unknown path", "GET", "/v2/transactions", ``, 404, "NOT_FOUND", ""},
-		{"unknown verb on a transaction", "POST", "/v1/transactions/" + someID + "/commit", ``, 404, "NOT_FOUND", ""},
+		{"unknown verb on a transaction", "POST", "/v1/transactions/" + someID + "/undo", ``, 404, "NOT_FOUND", ""},
 		{"wrong method", "DELETE", "/v1/transactions", ``, 405, "METHOD_NOT_ALLOWED", ""},
 		{"wrong method on a service", "POST", "/v1/services/a", `{}`, 405, "METHOD_NOT_ALLOWED", ""},
 		{"wrong method on a page", "POST", "/metrics", ``, 405, "METHOD_NOT_ALLOWED", ""},
@@ -191,7 +227,7 @@ func TestBadInput(t *testing.T) {
 			if w.Code == 400 && info.Metadata["hint"] == "" {
 				t.Errorf("no hint: %s", w.Body)
 			}
-			if len(f.submits)+len(f.puts) != 0 {
+			if len(f.submits)+len(f.puts)+len(f.begins) != 0 || len(f.steps) != 0 && info.Reason != "NOT_FOUND" {
 				t.Errorf("the refused request reached the coordinator")
 			}
 		})

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"time"
+
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/assent-tx/assent/internal/node"
@@ -11,7 +13,8 @@ func transactionJSON(t *node.Transaction) Transaction {
 		ID: t.ID, State: t.State, OnePhase: t.OnePhase, Hazard: t.Hazard, Replayed: t.Replayed,
 		Timeout: Duration{t.Timeout, t.Timeout != 0},
 		BeganAt: Time{t.Began}, GrantedAt: Time{t.Granted}, DecidedAt: Time{t.Decided}, EndedAt: Time{t.Ended},
-		Branches: make([]Branch, len(t.Branches)),
+		Branches:    make([]Branch, len(t.Branches)),
+		Interactive: t.Interactive, IdleTimeout: Duration{t.IdleTimeout, t.IdleTimeout != 0}, Age: Time{retriedAge(t)},
 	}
 	if t.Abort != nil {
 		out.Abort = &Abort{Reason: string(t.Abort.Reason), Message: t.Abort.Message, Service: t.Abort.Service}
@@ -35,11 +38,19 @@ func transactionJSON(t *node.Transaction) Transaction {
 	return out
 }
 
+// retriedAge is the age of a transaction that tries another again; zero else.
+func retriedAge(t *node.Transaction) time.Time {
+	if t.Age.Equal(t.Began) {
+		return time.Time{}
+	}
+	return t.Age
+}
+
 func serviceJSON(s *node.Service) Service {
 	inFlight := uint32(s.MaxInFlight)
 	return Service{
 		Name:      s.Name,
-		HTTP:      HTTPEndpoints{Prepare: s.PrepareURL, Commit: s.CommitURL, Rollback: s.RollbackURL, Status: s.StatusURL},
+		HTTP:      HTTPEndpoints{Prepare: s.PrepareURL, Commit: s.CommitURL, Rollback: s.RollbackURL, Status: s.StatusURL, Execute: s.ExecuteURL},
 		Resources: s.Resources, Capabilities: s.Capabilities, Isolation: s.Isolation, RequireKeys: s.RequireKeys,
 		Limits: ServiceLimits{
 			MaxInFlight:    &inFlight,

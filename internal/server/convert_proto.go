@@ -46,6 +46,7 @@ var (
 	outcomes          = newRESTEnum[assentv1.Outcome]("Outcome", assentv1.Outcome_name)
 	capabilities      = newRESTEnum[assentv1.Capability]("Capability", assentv1.Capability_name)
 	isolations        = newRESTEnum[assentv1.Isolation]("Isolation", assentv1.Isolation_name)
+	whens             = newRESTEnum[assentv1.When]("When", assentv1.When_name)
 	serviceStates     = newRESTEnum[assentv1.ServiceState]("ServiceState", assentv1.ServiceState_name)
 )
 
@@ -108,7 +109,7 @@ func putServiceBody(m *assentv1.PutServiceRequest) (*PutServiceBody, error) {
 		}
 	}
 	b := &PutServiceBody{
-		HTTP:      HTTPEndpoints{Prepare: h.GetPrepare(), Commit: h.GetCommit(), Rollback: h.GetRollback(), Status: h.GetStatus()},
+		HTTP:      HTTPEndpoints{Prepare: h.GetPrepare(), Commit: h.GetCommit(), Rollback: h.GetRollback(), Status: h.GetStatus(), Execute: h.GetExecute()},
 		Resources: m.GetResources(), RequireKeys: m.GetRequireKeys(),
 	}
 	var err error
@@ -155,7 +156,10 @@ func transactionProto(t *node.Transaction) *assentv1.Transaction {
 	out := &assentv1.Transaction{
 		Id: t.ID, State: transactionStates.values[t.State], OnePhase: t.OnePhase, Hazard: t.Hazard, Replayed: t.Replayed,
 		BeganAt: timestamp(t.Began), GrantedAt: timestamp(t.Granted), DecidedAt: timestamp(t.Decided), EndedAt: timestamp(t.Ended),
-		Branches: make([]*assentv1.Branch, len(t.Branches)),
+		Branches: make([]*assentv1.Branch, len(t.Branches)), Interactive: t.Interactive, Age: timestamp(retriedAge(t)),
+	}
+	if t.IdleTimeout != 0 {
+		out.IdleTimeout = durationpb.New(t.IdleTimeout)
 	}
 	if t.Timeout != 0 {
 		out.Timeout = durationpb.New(t.Timeout)
@@ -180,7 +184,7 @@ func transactionProto(t *node.Transaction) *assentv1.Transaction {
 func serviceProto(s *node.Service) *assentv1.Service {
 	out := &assentv1.Service{
 		Name:      s.Name,
-		Http:      &assentv1.HttpEndpoints{Prepare: s.PrepareURL, Commit: s.CommitURL, Rollback: s.RollbackURL, Status: s.StatusURL},
+		Http:      &assentv1.HttpEndpoints{Prepare: s.PrepareURL, Commit: s.CommitURL, Rollback: s.RollbackURL, Status: s.StatusURL, Execute: s.ExecuteURL},
 		Resources: s.Resources, Isolation: isolations.values[s.Isolation], RequireKeys: s.RequireKeys,
 		Limits: &assentv1.ServiceLimits{
 			MaxInFlight: uint32(s.MaxInFlight), PrepareTimeout: durationpb.New(s.PrepareTimeout), FinishTimeout: durationpb.New(s.FinishTimeout),

@@ -21,5 +21,11 @@ type Coordinator interface {
 	Service(ctx context.Context, name string) (node.Service, error)
 	Services(ctx context.Context) ([]node.Service, error)
 	DeleteService(ctx context.Context, name string) (node.Service, error)
+	Begin(ctx context.Context, b node.Beginning) (node.Transaction, error)
+	Enlist(ctx context.Context, id string, s node.Step) (node.Transaction, error)
+	Commit(ctx context.Context, id string, wait node.WaitMode) (node.Transaction, error)
+	Heartbeat(ctx context.Context, id string) (node.Transaction, error)
+	Locks(ctx context.Context, q node.LockQuery) (node.LockPage, error)
+	Deadlocks(ctx context.Context) ([]node.Deadlock, error)
 	Health() node.Health
 }

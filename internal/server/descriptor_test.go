@@ -44,7 +44,30 @@ var bodies = map[string]struct {
 	"GetTransactionRequest":      {struct{}{}, []string{"id"}},
 	"GetServiceRequest":          {struct{}{}, []string{"name"}},
 	"DeleteServiceRequest":       {struct{}{}, []string{"name"}},
-	"ListServicesRequest":        {struct{}{}, nil},
+
+	"BeginTransactionRequest":     {BeginBody{}, nil},
+	"EnlistOperationsRequest":     {EnlistBody{}, []string{"id"}},
+	"EnlistOperationsResponse":    {EnlistAnswer{}, nil},
+	"StepOperation":               {StepOperationBody{}, nil},
+	"ServiceLock":                 {ServiceLockBody{}, nil},
+	"AcquireLocksRequest":         {LocksBody{}, []string{"id"}},
+	"CommitTransactionRequest":    {CommitBody{}, []string{"id"}},
+	"HeartbeatTransactionRequest": {struct{}{}, []string{"id"}},
+	"ListLocksResponse":           {LockList{}, nil},
+	"LockInfo":                    {LockInfo{}, nil},
+	"LockOwner":                   {LockOwner{}, nil},
+	"ListDeadlocksRequest":        {struct{}{}, nil},
+	"ListDeadlocksResponse":       {DeadlockList{}, nil},
+	"Deadlock":                    {Deadlock{}, nil},
+	"DeadlockWait":                {DeadlockWait{}, nil},
+	"ListLocksRequest": {struct {
+		Service   string `json:"service"`
+		Key       string `json:"key"`
+		Waited    bool   `json:"waited"`
+		PageSize  int    `json:"page_size"`
+		PageToken string `json:"page_token"`
+	}{}, nil},
+	"ListServicesRequest": {struct{}{}, nil},
 	"ListTransactionsRequest": {struct {
 		State     string `json:"state"`
 		Service   string `json:"service"`

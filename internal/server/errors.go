@@ -65,11 +65,25 @@ var wireCodes = map[reason.Code]wireCode{
 	reason.TooManyServices:    {codes.FailedPrecondition, http.StatusConflict},
 	reason.CrossOrigin:        {codes.PermissionDenied, http.StatusForbidden},
 	reason.NotAHazard:         {codes.FailedPrecondition, http.StatusConflict},
+	reason.NotInteractive:     {codes.FailedPrecondition, http.StatusConflict},
+	reason.AlreadyDecided:     {codes.FailedPrecondition, http.StatusConflict},
+	reason.CommitAsked:        {codes.FailedPrecondition, http.StatusConflict},
+	reason.StepConflict:       {codes.AlreadyExists, http.StatusConflict},
+	reason.StepPending:        {codes.FailedPrecondition, http.StatusConflict},
+	reason.TooManySteps:       {codes.FailedPrecondition, http.StatusConflict},
+	reason.TooManyWaiters:     {codes.ResourceExhausted, http.StatusTooManyRequests},
+	reason.CannotExecute:      {codes.FailedPrecondition, http.StatusBadRequest},
 
 	reason.VotedNo:        abortReason,
 	reason.Timeout:        abortReason,
 	reason.LockTimeout:    abortReason,
 	reason.ClientRollback: abortReason,
+
+	reason.Deadlock:        abortReason,
+	reason.IdleTimeout:     abortReason,
+	reason.ExecuteRefused:  abortReason,
+	reason.ExecuteConflict: abortReason,
+	reason.ExecutionLost:   abortReason,
 }
 
 // failure is an error with the transaction that it is about.

@@ -18,15 +18,19 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fake is a Coordinator that records what it is asked and answers what it is told
 // to. Its zero functions answer plausible values.
 type fake struct {
-	mu       sync.Mutex
-	submits  []node.Submission
-	puts     []node.ServiceSpec
-	queries  []node.ListQuery
-	notes    []string
-	submit   func(context.Context, node.Submission) (node.Transaction, error)
-	rollback func(context.Context, string) (node.Transaction, error)
-	service  func(context.Context, string) (node.Service, error)
-	ready    bool
+	mu          sync.Mutex
+	submits     []node.Submission
+	puts        []node.ServiceSpec
+	queries     []node.ListQuery
+	notes       []string
+	begins      []node.Beginning
+	steps       []node.Step
+	commits     []node.WaitMode
+	lockQueries []node.LockQuery
+	submit      func(context.Context, node.Submission) (node.Transaction, error)
+	rollback    func(context.Context, string) (node.Transaction, error)
+	service     func(context.Context, string) (node.Service, error)
+	ready       bool
 }
 
 const (
@@ -40,9 +44,10 @@ var someTime = time.Date(2026, 11, 23, 14, 47, 5, 120_000_000, time.UTC)
 func fullTransaction() node.Transaction {
 	return node.Transaction{
 		ID: someID, State: "aborted", OnePhase: true, Hazard: true, Replayed: true, Timeout: 250 * time.Millisecond,
-		Abort:    &node.Abort{Reason: reason.VotedNo, Message: "no funds", Service: "ledger-a"},
-		WaitsFor: &node.LockWait{Key: "ledger-a/accounts/42", Mode: "X", For: []string{otherID}},
-		Began:    someTime, Granted: someTime.Add(time.Millisecond), Decided: someTime.Add(2 * time.Second), Ended: someTime.Add(time.Minute),
+		Abort:       &node.Abort{Reason: reason.VotedNo, Message: "no funds", Service: "ledger-a"},
+		WaitsFor:    &node.LockWait{Key: "ledger-a/accounts/42", Mode: "X", For: []string{otherID}},
+		Interactive: true, IdleTimeout: time.Second, Age: someTime.Add(-time.Hour),
+		Began: someTime, Granted: someTime.Add(time.Millisecond), Decided: someTime.Add(2 * time.Second), Ended: someTime.Add(time.Minute),
 		Branches: []node.Branch{
 			{
 				ID: "1", Service: "ledger-a", State: "refused", Vote: "no", Operations: 2, Attempts: 3, LastError: "connection refused",
@@ -58,7 +63,7 @@ func fullService() node.Service {
 	return node.Service{
 		ServiceSpec: node.ServiceSpec{
 			Name: "ledger-a", PrepareURL: "http://127.0.0.1:9001/prepare", CommitURL: "http://127.0.0.1:9001/commit",
-			RollbackURL: "http://127.0.0.1:9001/rollback", StatusURL: "http://127.0.0.1:9001/status",
+			RollbackURL: "http://127.0.0.1:9001/rollback", StatusURL: "http://127.0.0.1:9001/status", ExecuteURL: "http://127.0.0.1:9001/execute",
 			Resources: []string{"accounts"}, Capabilities: []string{"one_phase", "read_only", "list_in_doubt", "tombstone"},
 			Isolation: "participant", RequireKeys: true, MaxInFlight: 7, PrepareTimeout: 3 * time.Second, FinishTimeout: 10 * time.Second,
 		},
@@ -140,6 +145,73 @@ func (f *fake) DeleteService(_ context.Context, name string) (node.Service, erro
 		return node.Service{}, reason.New(reason.NotFound, "", "no service %q", name)
 	}
 	return fullService(), nil
+}
+
+func (f *fake) Begin(_ context.Context, b node.Beginning) (node.Transaction, error) {
+	f.mu.Lock()
+	f.begins = append(f.begins, b)
+	f.mu.Unlock()
+	t := node.Transaction{ID: b.ID, State: "active", Began: someTime, Age: someTime, Interactive: true, Timeout: b.Timeout, IdleTimeout: b.IdleTimeout, Branches: []node.Branch{}}
+	if t.ID == "" {
+		t.ID = otherID
+	}
+	if b.RetryOf != "" {
+		t.Age = someTime.Add(-time.Minute)
+	}
+	return t, nil
+}
+
+func (f *fake) Enlist(_ context.Context, id string, s node.Step) (node.Transaction, error) {
+	if s.Refusal != nil {
+		return node.Transaction{}, s.Refusal
+	}
+	f.mu.Lock()
+	f.steps = append(f.steps, s)
+	f.mu.Unlock()
+	if id != someID {
+		return node.Transaction{}, reason.New(reason.NotFound, "begin it", "no transaction %s", id)
+	}
+	t := node.Transaction{ID: id, State: "active", Began: someTime, Age: someTime, Interactive: true, Branches: []node.Branch{}}
+	for i := range s.Operations {
+		result := []byte(nil)
+		if s.Operations[i].Now {
+			result = []byte(`{"balance":7}`)
+		}
+		t.StepResults = append(t.StepResults, result)
+	}
+	return t, nil
+}
+
+func (f *fake) Commit(_ context.Context, id string, wait node.WaitMode) (node.Transaction, error) {
+	f.mu.Lock()
+	f.commits = append(f.commits, wait)
+	f.mu.Unlock()
+	if id != someID {
+		return node.Transaction{}, reason.New(reason.StepPending, "wait", "a step is under way")
+	}
+	return node.Transaction{ID: id, State: "committed", Began: someTime, Age: someTime, Interactive: true, Branches: []node.Branch{}}, nil
+}
+
+func (f *fake) Heartbeat(ctx context.Context, id string) (node.Transaction, error) {
+	return f.Transaction(ctx, id)
+}
+
+func (f *fake) Locks(_ context.Context, q node.LockQuery) (node.LockPage, error) {
+	f.mu.Lock()
+	f.lockQueries = append(f.lockQueries, q)
+	f.mu.Unlock()
+	return node.LockPage{NextPageToken: "ledger-a/k", Locks: []node.Lock{{
+		Service: "ledger-a", Key: "k", Shard: 1,
+		Holders: []node.LockHolder{{Transaction: someID, Mode: "X", Age: someTime, Since: someTime.Add(time.Second)}},
+		Waiters: []node.LockHolder{{Transaction: otherID, Mode: "S", Age: someTime}},
+	}}}, nil
+}
+
+func (f *fake) Deadlocks(context.Context) ([]node.Deadlock, error) {
+	return []node.Deadlock{{At: someTime, Shard: 1, Victim: otherID, Restarted: true, Cycle: []node.CycleWait{
+		{Transaction: someID, Service: "ledger-a", Key: "k", Mode: "X", WaitsFor: otherID},
+		{Transaction: otherID, Service: "ledger-b", Mode: "IX", WaitsFor: someID},
+	}}}, nil
 }
 
 func (f *fake) Health() node.Health {

@@ -17,6 +17,9 @@ type Limits struct {
 	MinTimeout time.Duration // of a transaction, of one try at a service, of a request
 	MaxTimeout time.Duration
 
+	MaxInteractiveTimeout time.Duration // of an interactive transaction
+	MinIdleTimeout        time.Duration // of the silence of its client; at most MaxTimeout
+
 	RequestTimeout    time.Duration // of a request that names no deadline
 	ReadTimeout       time.Duration // of a request's body
 	ReadHeaderTimeout time.Duration
@@ -44,6 +47,9 @@ func DefaultLimits() Limits {
 		MinTimeout: 10 * time.Millisecond,
 		MaxTimeout: 10 * time.Minute,
 
+		MaxInteractiveTimeout: time.Hour,
+		MinIdleTimeout:        100 * time.Millisecond,
+
 		RequestTimeout:    30 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -69,6 +75,8 @@ func (l Limits) withDefaults() Limits {
 	fill(&l.MaxPageSize, d.MaxPageSize)
 	fill(&l.MinTimeout, d.MinTimeout)
 	fill(&l.MaxTimeout, d.MaxTimeout)
+	fill(&l.MaxInteractiveTimeout, d.MaxInteractiveTimeout)
+	fill(&l.MinIdleTimeout, d.MinIdleTimeout)
 	fill(&l.RequestTimeout, d.RequestTimeout)
 	fill(&l.ReadTimeout, d.ReadTimeout)
 	fill(&l.ReadHeaderTimeout, d.ReadHeaderTimeout)

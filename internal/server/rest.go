@@ -37,6 +37,16 @@ type request struct {
 
 var routes = []route{
 	{name: "SubmitTransaction", method: http.MethodPost, pattern: "/v1/transactions", work: submission, serve: submitTransaction},
+	{name: "BeginTransaction", method: http.MethodPost, pattern: "/v1/transactions:begin", work: submission, serve: beginTransaction},
+	{name: "EnlistOperations", method: http.MethodPost, pattern: "/v1/transactions/{id}/operations", serve: enlistOperations},
+	{name: "AcquireLocks", method: http.MethodPost, pattern: "/v1/transactions/{id}/locks", serve: acquireLocks},
+	{name: "CommitTransaction", method: http.MethodPost, pattern: "/v1/transactions/{id}/commit", serve: commitTransaction},
+	{name: "HeartbeatTransaction", method: http.MethodPost, pattern: "/v1/transactions/{id}/heartbeat", serve: heartbeatTransaction},
+	{
+		name: "ListLocks", method: http.MethodGet, pattern: "/v1/locks", serve: listLocks,
+		query: []string{"service", "key", "waited", "page_size", "page_token"},
+	},
+	{name: "ListDeadlocks", method: http.MethodGet, pattern: "/v1/deadlocks", serve: listDeadlocks},
 	{name: "GetTransaction", method: http.MethodGet, pattern: "/v1/transactions/{id}", serve: getTransaction},
 	{
 		name: "ListTransactions", method: http.MethodGet, pattern: "/v1/transactions", serve: listTransactions,

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txnid"
@@ -79,19 +78,8 @@ func operation(b *OperationBody, i int, op *node.Operation) error {
 	op.Locks = make([]node.DeclaredLock, len(b.Locks))
 	for j, l := range b.Locks {
 		field := ".locks[" + strconv.Itoa(j) + "]"
-		if err := lock.CheckKey(l.Key); err != nil {
-			return inField(reason.New(reason.InvalidKey,
-				"segments divided by '/', UTF-8 in NFC without control characters, no empty, '.' or '..' segment, at most 256 bytes and 16 segments",
-				"%v", err), at(field+".key"))
-		}
-		op.Locks[j].Key = l.Key
-		switch l.Mode {
-		case "", "exclusive":
-			op.Locks[j].Mode = node.Exclusive
-		case "shared":
-			op.Locks[j].Mode = node.Shared
-		default:
-			return inField(notOneOf(l.Mode, "exclusive", "shared"), at(field+".mode"))
+		if op.Locks[j], err = declaredLock(l, at(field)); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -114,7 +102,7 @@ func parseWait(s string) (node.WaitMode, error) {
 // serviceSpec checks a registration and makes it the coordinator's.
 func (l *Limits) serviceSpec(name string, b *PutServiceBody) (node.ServiceSpec, error) {
 	s := node.ServiceSpec{
-		Name: name, PrepareURL: b.HTTP.Prepare, CommitURL: b.HTTP.Commit, RollbackURL: b.HTTP.Rollback, StatusURL: b.HTTP.Status,
+		Name: name, PrepareURL: b.HTTP.Prepare, CommitURL: b.HTTP.Commit, RollbackURL: b.HTTP.Rollback, StatusURL: b.HTTP.Status, ExecuteURL: b.HTTP.Execute,
 		Resources: b.Resources, Capabilities: b.Capabilities, Isolation: b.Isolation, RequireKeys: b.RequireKeys,
 	}
 	if err := checkServiceName(name); err != nil {
@@ -128,6 +116,7 @@ func (l *Limits) serviceSpec(name string, b *PutServiceBody) (node.ServiceSpec, 
 		{"http.commit", s.CommitURL, false},
 		{"http.rollback", s.RollbackURL, false},
 		{"http.status", s.StatusURL, true},
+		{"http.execute", s.ExecuteURL, true},
 	} {
 		if u.url == "" && u.optional {
 			continue

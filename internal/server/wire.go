@@ -118,6 +118,7 @@ type HTTPEndpoints struct {
 	Commit   string `json:"commit"`
 	Rollback string `json:"rollback"`
 	Status   string `json:"status,omitzero"`
+	Execute  string `json:"execute,omitzero"`
 }
 
 // ServiceLimits bound the calls to a service.
@@ -142,6 +143,10 @@ type Transaction struct {
 	GrantedAt Time      `json:"granted_at,omitzero"`
 	DecidedAt Time      `json:"decided_at,omitzero"`
 	EndedAt   Time      `json:"ended_at,omitzero"`
+
+	Interactive bool     `json:"interactive,omitzero"`
+	IdleTimeout Duration `json:"idle_timeout,omitzero"`
+	Age         Time     `json:"age,omitzero"`
 }
 
 // Abort says why a transaction aborted.

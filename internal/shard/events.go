@@ -37,6 +37,7 @@ type Submit struct {
 	ID     txnid.ID
 	Digest [32]byte
 	Begin  []byte
+	Locks  []lock.Need // those of Begin
 	Wait   WaitMode
 }
 
@@ -49,6 +50,7 @@ type Enlist struct {
 	Step   uint32
 	Digest [32]byte
 	Enlist []byte
+	Locks  []lock.Need // those of Enlist
 }
 
 // Seal asks for the commit of an interactive transaction.

@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
@@ -77,9 +78,8 @@ func (s *Shard) submit(ev *Submit) {
 	case s.st.Live()+len(s.proposed) >= s.cfg.MaxOpenTransactions:
 		err = reason.New(reason.Overloaded, "slow down, or raise --max-open-transactions", "%d transactions are open", s.st.Live())
 		err.RetryAfterMs = 500
-	case s.pendingBytes >= s.cfg.MaxPendingBytes:
-		err = reason.New(reason.Overloaded, "slow down; the disk does not keep up", "%d bytes wait for the log", s.pendingBytes)
-		err.RetryAfterMs = 500
+	default:
+		err = s.fullQueue(ev.Locks)
 	}
 	if err != nil {
 		s.refuse(ev.Token, err)
@@ -88,6 +88,26 @@ func (s *Shard) submit(ev *Submit) {
 	s.proposed[ev.ID] = struct{}{}
 	s.wait(ev.ID, w)
 	s.command(append(s.openEntry(), ev.Begin...))
+}
+
+// fullQueue refuses new work that the log or the queue of a key has no room for.
+func (s *Shard) fullQueue(locks []lock.Need) *reason.Error {
+	if s.pendingBytes >= s.cfg.MaxPendingBytes {
+		err := reason.New(reason.Overloaded, "slow down; the disk does not keep up", "%d bytes wait for the log", s.pendingBytes)
+		err.RetryAfterMs = 500
+		return err
+	}
+	if s.st.LockWaiters() < s.cfg.MaxKeyWaiters {
+		return nil
+	}
+	for _, n := range locks {
+		if waiting := s.st.LockQueue(n.Key); waiting >= s.cfg.MaxKeyWaiters {
+			err := reason.New(reason.TooManyWaiters, "slow down, or declare finer keys", "%d transactions wait for the lock of %q", waiting, n.Key)
+			err.RetryAfterMs = 500
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Shard) fromFuture(id txnid.ID) *reason.Error {

@@ -38,6 +38,7 @@ type Config struct {
 	Incarnation   uint32
 
 	MaxOpenTransactions   int    // not ended; more are refused
+	MaxKeyWaiters         int    // transactions that wait for one key; more are refused
 	MaxWaitingRequests    int    // requests that wait for an answer
 	MaxAppendsInFlight    int    // entries proposed and not yet applied
 	MaxEntryBytes         int    // an entry is closed when it has this many; one command may exceed it
@@ -62,6 +63,7 @@ func DefaultConfig() Config {
 	return Config{
 		Shards:                1,
 		MaxOpenTransactions:   20_000,
+		MaxKeyWaiters:         1_000,
 		MaxWaitingRequests:    50_000,
 		MaxAppendsInFlight:    3,
 		MaxEntryBytes:         256 << 10,

@@ -25,12 +25,6 @@ func (s *Shard) enlist(ev *Enlist) {
 	if !s.admit(ev.Token) {
 		return
 	}
-	if s.pendingBytes >= s.cfg.MaxPendingBytes {
-		err := reason.New(reason.Overloaded, "slow down; the disk does not keep up", "%d bytes wait for the log", s.pendingBytes)
-		err.RetryAfterMs = 500
-		s.refuse(ev.Token, err)
-		return
-	}
 	if t := s.st.Get(ev.ID); t != nil && t.Interactive {
 		w := waiter{token: ev.Token, kind: waitStep, step: ev.Step, digest: ev.Digest, repeated: true}
 		if t.Status.Decided() {
@@ -58,6 +52,10 @@ func (s *Shard) enlist(ev *Enlist) {
 			s.waiting++
 			return
 		}
+	}
+	if err := s.fullQueue(ev.Locks); err != nil {
+		s.refuse(ev.Token, err)
+		return
 	}
 	s.proposeStep(ev)
 }

@@ -344,6 +344,14 @@ func (s *State) Waiting(id txnid.ID, limit int) (need lock.Need, blockers []txni
 // Contended reports whether somebody waits for a key that the transaction holds at the service.
 func (s *State) Contended(id txnid.ID, service string) bool { return s.locks.Contended(id, service) }
 
+// Locks lists nodes of the lock table, as lock.Table.List does.
+func (s *State) Locks(after string, limit int, match func(key string, waiters int) bool) []lock.Node {
+	return s.locks.List(after, limit, match)
+}
+
+// LockQueue counts the transactions that wait for one node.
+func (s *State) LockQueue(key string) int { return s.locks.Queue(key) }
+
 // LockWaiters counts the transactions that wait for a lock.
 func (s *State) LockWaiters() int { return s.locks.Waiters() }
 

@@ -32,6 +32,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// When an operation runs.
+type When int32
+
+const (
+	// With prepare.
+	When_WHEN_UNSPECIFIED When = 0
+	// With prepare.
+	When_WHEN_PREPARE When = 1
+	// At once: its result is in the answer. Needs the service's execute endpoint.
+	When_WHEN_NOW When = 2
+)
+
+// Enum value maps for When.
+var (
+	When_name = map[int32]string{
+		0: "WHEN_UNSPECIFIED",
+		1: "WHEN_PREPARE",
+		2: "WHEN_NOW",
+	}
+	When_value = map[string]int32{
+		"WHEN_UNSPECIFIED": 0,
+		"WHEN_PREPARE":     1,
+		"WHEN_NOW":         2,
+	}
+)
+
+func (x When) Enum() *When {
+	p := new(When)
+	*p = x
+	return p
+}
+
+func (x When) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (When) Descriptor() protoreflect.EnumDescriptor {
+	return file_assent_v1_assent_proto_enumTypes[0].Descriptor()
+}
+
+func (When) Type() protoreflect.EnumType {
+	return &file_assent_v1_assent_proto_enumTypes[0]
+}
+
+func (x When) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use When.Descriptor instead.
+func (When) EnumDescriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{0}
+}
+
 // How a key is locked.
 type LockMode int32
 
@@ -42,6 +95,9 @@ const (
 	LockMode_LOCK_MODE_EXCLUSIVE LockMode = 1
 	// Others may read, nobody writes.
 	LockMode_LOCK_MODE_SHARED LockMode = 2
+	// Others may go on reading, nobody else begins to read or updates: for work that
+	// reads first and then writes.
+	LockMode_LOCK_MODE_UPDATE LockMode = 3
 )
 
 // Enum value maps for LockMode.
@@ -50,11 +106,13 @@ var (
 		0: "LOCK_MODE_UNSPECIFIED",
 		1: "LOCK_MODE_EXCLUSIVE",
 		2: "LOCK_MODE_SHARED",
+		3: "LOCK_MODE_UPDATE",
 	}
 	LockMode_value = map[string]int32{
 		"LOCK_MODE_UNSPECIFIED": 0,
 		"LOCK_MODE_EXCLUSIVE":   1,
 		"LOCK_MODE_SHARED":      2,
+		"LOCK_MODE_UPDATE":      3,
 	}
 )
 
@@ -69,11 +127,11 @@ func (x LockMode) String() string {
 }
 
 func (LockMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[0].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[1].Descriptor()
 }
 
 func (LockMode) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[0]
+	return &file_assent_v1_assent_proto_enumTypes[1]
 }
 
 func (x LockMode) Number() protoreflect.EnumNumber {
@@ -82,7 +140,7 @@ func (x LockMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LockMode.Descriptor instead.
 func (LockMode) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{0}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{1}
 }
 
 // When a submission is answered.
@@ -126,11 +184,11 @@ func (x WaitMode) String() string {
 }
 
 func (WaitMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[1].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[2].Descriptor()
 }
 
 func (WaitMode) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[1]
+	return &file_assent_v1_assent_proto_enumTypes[2]
 }
 
 func (x WaitMode) Number() protoreflect.EnumNumber {
@@ -139,7 +197,7 @@ func (x WaitMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitMode.Descriptor instead.
 func (WaitMode) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{1}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{2}
 }
 
 // Where a transaction stands.
@@ -148,7 +206,7 @@ type TransactionState int32
 const (
 	// Never answered.
 	TransactionState_TRANSACTION_STATE_UNSPECIFIED TransactionState = 0
-	// Waits for its locks.
+	// Waits for its locks, or for its client's next step.
 	TransactionState_TRANSACTION_STATE_ACTIVE TransactionState = 1
 	// Its participants execute and vote.
 	TransactionState_TRANSACTION_STATE_PREPARING TransactionState = 2
@@ -195,11 +253,11 @@ func (x TransactionState) String() string {
 }
 
 func (TransactionState) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[2].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[3].Descriptor()
 }
 
 func (TransactionState) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[2]
+	return &file_assent_v1_assent_proto_enumTypes[3]
 }
 
 func (x TransactionState) Number() protoreflect.EnumNumber {
@@ -208,7 +266,7 @@ func (x TransactionState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TransactionState.Descriptor instead.
 func (TransactionState) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{2}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{3}
 }
 
 // Where a branch stands.
@@ -239,6 +297,8 @@ const (
 	BranchState_BRANCH_STATE_HAZARD BranchState = 10
 	// Aborted before the participant was asked.
 	BranchState_BRANCH_STATE_NOT_CONTACTED BranchState = 11
+	// Operations run at the participant, before commit is asked for.
+	BranchState_BRANCH_STATE_EXECUTING BranchState = 12
 )
 
 // Enum value maps for BranchState.
@@ -256,6 +316,7 @@ var (
 		9:  "BRANCH_STATE_ROLLED_BACK",
 		10: "BRANCH_STATE_HAZARD",
 		11: "BRANCH_STATE_NOT_CONTACTED",
+		12: "BRANCH_STATE_EXECUTING",
 	}
 	BranchState_value = map[string]int32{
 		"BRANCH_STATE_UNSPECIFIED":   0,
@@ -270,6 +331,7 @@ var (
 		"BRANCH_STATE_ROLLED_BACK":   9,
 		"BRANCH_STATE_HAZARD":        10,
 		"BRANCH_STATE_NOT_CONTACTED": 11,
+		"BRANCH_STATE_EXECUTING":     12,
 	}
 )
 
@@ -284,11 +346,11 @@ func (x BranchState) String() string {
 }
 
 func (BranchState) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[3].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[4].Descriptor()
 }
 
 func (BranchState) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[3]
+	return &file_assent_v1_assent_proto_enumTypes[4]
 }
 
 func (x BranchState) Number() protoreflect.EnumNumber {
@@ -297,7 +359,7 @@ func (x BranchState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BranchState.Descriptor instead.
 func (BranchState) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{3}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{4}
 }
 
 // What a participant answered to prepare.
@@ -341,11 +403,11 @@ func (x Vote) String() string {
 }
 
 func (Vote) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[4].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[5].Descriptor()
 }
 
 func (Vote) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[4]
+	return &file_assent_v1_assent_proto_enumTypes[5]
 }
 
 func (x Vote) Number() protoreflect.EnumNumber {
@@ -354,7 +416,7 @@ func (x Vote) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Vote.Descriptor instead.
 func (Vote) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{4}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{5}
 }
 
 // What a participant says became of a branch.
@@ -398,11 +460,11 @@ func (x Outcome) String() string {
 }
 
 func (Outcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[5].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[6].Descriptor()
 }
 
 func (Outcome) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[5]
+	return &file_assent_v1_assent_proto_enumTypes[6]
 }
 
 func (x Outcome) Number() protoreflect.EnumNumber {
@@ -411,7 +473,7 @@ func (x Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Outcome.Descriptor instead.
 func (Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{5}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{6}
 }
 
 // What a participant can do beyond prepare, commit and rollback.
@@ -460,11 +522,11 @@ func (x Capability) String() string {
 }
 
 func (Capability) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[6].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[7].Descriptor()
 }
 
 func (Capability) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[6]
+	return &file_assent_v1_assent_proto_enumTypes[7]
 }
 
 func (x Capability) Number() protoreflect.EnumNumber {
@@ -473,7 +535,7 @@ func (x Capability) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Capability.Descriptor instead.
 func (Capability) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{6}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{7}
 }
 
 // Who keeps transactions at a service apart.
@@ -513,11 +575,11 @@ func (x Isolation) String() string {
 }
 
 func (Isolation) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[7].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[8].Descriptor()
 }
 
 func (Isolation) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[7]
+	return &file_assent_v1_assent_proto_enumTypes[8]
 }
 
 func (x Isolation) Number() protoreflect.EnumNumber {
@@ -526,7 +588,7 @@ func (x Isolation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Isolation.Descriptor instead.
 func (Isolation) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{7}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{8}
 }
 
 // Whether a service takes new transactions.
@@ -570,11 +632,11 @@ func (x ServiceState) String() string {
 }
 
 func (ServiceState) Descriptor() protoreflect.EnumDescriptor {
-	return file_assent_v1_assent_proto_enumTypes[8].Descriptor()
+	return file_assent_v1_assent_proto_enumTypes[9].Descriptor()
 }
 
 func (ServiceState) Type() protoreflect.EnumType {
-	return &file_assent_v1_assent_proto_enumTypes[8]
+	return &file_assent_v1_assent_proto_enumTypes[9]
 }
 
 func (x ServiceState) Number() protoreflect.EnumNumber {
@@ -583,7 +645,7 @@ func (x ServiceState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ServiceState.Descriptor instead.
 func (ServiceState) EnumDescriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{8}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{9}
 }
 
 // Body of a submission.
@@ -663,6 +725,1054 @@ func (x *SubmitTransactionRequest) GetWait() WaitMode {
 	return WaitMode_WAIT_MODE_UNSPECIFIED
 }
 
+// Body of a beginning.
+type BeginTransactionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUIDv7 in canonical text. Made by the server when absent; the request is then
+	// not safely repeatable.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How long the transaction may take until its decision: 10 ms to 1 hour. Absent:
+	// the server's default (1 minute).
+	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// How long nothing may be heard of the client: 100 ms to 10 minutes. Absent: the
+	// server's default (10 s).
+	IdleTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=idle_timeout,proto3" json:"idle_timeout,omitempty"`
+	// An aborted transaction that this one tries again: it keeps that one's age, so
+	// that it cannot starve.
+	RetryOf       string `protobuf:"bytes,4,opt,name=retry_of,proto3" json:"retry_of,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginTransactionRequest) Reset() {
+	*x = BeginTransactionRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginTransactionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginTransactionRequest) ProtoMessage() {}
+
+func (x *BeginTransactionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginTransactionRequest.ProtoReflect.Descriptor instead.
+func (*BeginTransactionRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *BeginTransactionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BeginTransactionRequest) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *BeginTransactionRequest) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return nil
+}
+
+func (x *BeginTransactionRequest) GetRetryOf() string {
+	if x != nil {
+		return x.RetryOf
+	}
+	return ""
+}
+
+// Operations to add.
+type EnlistOperationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUIDv7 in canonical text.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Chosen by the client, from 1: names the step for ever.
+	Step uint32 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
+	// 1 to 64.
+	Operations []*StepOperation `protobuf:"bytes,3,rep,name=operations,proto3" json:"operations,omitempty"`
+	// Further keys to lock before the operations run.
+	Locks         []*ServiceLock `protobuf:"bytes,4,rep,name=locks,proto3" json:"locks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnlistOperationsRequest) Reset() {
+	*x = EnlistOperationsRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnlistOperationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnlistOperationsRequest) ProtoMessage() {}
+
+func (x *EnlistOperationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnlistOperationsRequest.ProtoReflect.Descriptor instead.
+func (*EnlistOperationsRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EnlistOperationsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EnlistOperationsRequest) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *EnlistOperationsRequest) GetOperations() []*StepOperation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+func (x *EnlistOperationsRequest) GetLocks() []*ServiceLock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+// Opaque work for one service, in a step.
+type StepOperation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of a registered service.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// Any JSON value. In gRPC: its text, UTF-8, no duplicate names in an object.
+	Payload []byte `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
+	// Keys that the operation uses. Without any, and none of the service among the
+	// step's own, it locks its whole service exclusively.
+	Locks []*Lock `protobuf:"bytes,3,rep,name=locks,proto3" json:"locks,omitempty"`
+	// Absent: prepare.
+	When          When `protobuf:"varint,4,opt,name=when,proto3,enum=assent.v1.When" json:"when,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepOperation) Reset() {
+	*x = StepOperation{}
+	mi := &file_assent_v1_assent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepOperation) ProtoMessage() {}
+
+func (x *StepOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepOperation.ProtoReflect.Descriptor instead.
+func (*StepOperation) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StepOperation) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *StepOperation) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *StepOperation) GetLocks() []*Lock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+func (x *StepOperation) GetWhen() When {
+	if x != nil {
+		return x.When
+	}
+	return When_WHEN_UNSPECIFIED
+}
+
+// A key of a service.
+type ServiceLock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of a registered service.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// Relative to the service, as in Lock.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Absent: exclusive.
+	Mode          LockMode `protobuf:"varint,3,opt,name=mode,proto3,enum=assent.v1.LockMode" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceLock) Reset() {
+	*x = ServiceLock{}
+	mi := &file_assent_v1_assent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceLock) ProtoMessage() {}
+
+func (x *ServiceLock) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceLock.ProtoReflect.Descriptor instead.
+func (*ServiceLock) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ServiceLock) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *ServiceLock) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ServiceLock) GetMode() LockMode {
+	if x != nil {
+		return x.Mode
+	}
+	return LockMode_LOCK_MODE_UNSPECIFIED
+}
+
+// The answer to a step.
+type EnlistOperationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the transaction stands.
+	Transaction *Transaction `protobuf:"bytes,1,opt,name=transaction,proto3" json:"transaction,omitempty"`
+	// One JSON value for each operation, null for those that run with prepare. Absent
+	// if the transaction was aborted.
+	Results       [][]byte `protobuf:"bytes,2,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnlistOperationsResponse) Reset() {
+	*x = EnlistOperationsResponse{}
+	mi := &file_assent_v1_assent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnlistOperationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnlistOperationsResponse) ProtoMessage() {}
+
+func (x *EnlistOperationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnlistOperationsResponse.ProtoReflect.Descriptor instead.
+func (*EnlistOperationsResponse) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EnlistOperationsResponse) GetTransaction() *Transaction {
+	if x != nil {
+		return x.Transaction
+	}
+	return nil
+}
+
+func (x *EnlistOperationsResponse) GetResults() [][]byte {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+// Keys to lock.
+type AcquireLocksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUIDv7 in canonical text.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Chosen by the client, from 1: steps of operations and of locks share the numbers.
+	Step uint32 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
+	// 1 to 256.
+	Locks         []*ServiceLock `protobuf:"bytes,3,rep,name=locks,proto3" json:"locks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcquireLocksRequest) Reset() {
+	*x = AcquireLocksRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcquireLocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcquireLocksRequest) ProtoMessage() {}
+
+func (x *AcquireLocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcquireLocksRequest.ProtoReflect.Descriptor instead.
+func (*AcquireLocksRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AcquireLocksRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AcquireLocksRequest) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *AcquireLocksRequest) GetLocks() []*ServiceLock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+// Asks for the commit.
+type CommitTransactionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUIDv7 in canonical text.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// When to answer, as in a submission; "none" answers when the request is durable.
+	Wait          WaitMode `protobuf:"varint,2,opt,name=wait,proto3,enum=assent.v1.WaitMode" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitTransactionRequest) Reset() {
+	*x = CommitTransactionRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitTransactionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitTransactionRequest) ProtoMessage() {}
+
+func (x *CommitTransactionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitTransactionRequest.ProtoReflect.Descriptor instead.
+func (*CommitTransactionRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CommitTransactionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CommitTransactionRequest) GetWait() WaitMode {
+	if x != nil {
+		return x.Wait
+	}
+	return WaitMode_WAIT_MODE_UNSPECIFIED
+}
+
+// Names the transaction whose client is alive.
+type HeartbeatTransactionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUIDv7 in canonical text.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeartbeatTransactionRequest) Reset() {
+	*x = HeartbeatTransactionRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeartbeatTransactionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeartbeatTransactionRequest) ProtoMessage() {}
+
+func (x *HeartbeatTransactionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeartbeatTransactionRequest.ProtoReflect.Descriptor instead.
+func (*HeartbeatTransactionRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *HeartbeatTransactionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// Selects locks.
+type ListLocksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only of this service. Absent: all.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// Only this key of the service, and those below it. Absent: all.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Only those that somebody waits for.
+	Waited bool `protobuf:"varint,3,opt,name=waited,proto3" json:"waited,omitempty"`
+	// 1 to 1000. Absent: 100.
+	PageSize int32 `protobuf:"varint,4,opt,name=page_size,proto3" json:"page_size,omitempty"`
+	// next_page_token of the previous page.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLocksRequest) Reset() {
+	*x = ListLocksRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLocksRequest) ProtoMessage() {}
+
+func (x *ListLocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLocksRequest.ProtoReflect.Descriptor instead.
+func (*ListLocksRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListLocksRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *ListLocksRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ListLocksRequest) GetWaited() bool {
+	if x != nil {
+		return x.Waited
+	}
+	return false
+}
+
+func (x *ListLocksRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListLocksRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// One page of locks.
+type ListLocksResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of services and keys.
+	Locks []*LockInfo `protobuf:"bytes,1,rep,name=locks,proto3" json:"locks,omitempty"`
+	// Absent: this was the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLocksResponse) Reset() {
+	*x = ListLocksResponse{}
+	mi := &file_assent_v1_assent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLocksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLocksResponse) ProtoMessage() {}
+
+func (x *ListLocksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLocksResponse.ProtoReflect.Descriptor instead.
+func (*ListLocksResponse) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListLocksResponse) GetLocks() []*LockInfo {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+func (x *ListLocksResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// A key that is held or waited for.
+type LockInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the service.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// Absent: the whole service.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// The shard that keeps it.
+	Shard uint32 `protobuf:"varint,3,opt,name=shard,proto3" json:"shard,omitempty"`
+	// Who holds it.
+	Holders []*LockOwner `protobuf:"bytes,4,rep,name=holders,proto3" json:"holders,omitempty"`
+	// Who waits for it; who is served first comes first.
+	Waiters       []*LockOwner `protobuf:"bytes,5,rep,name=waiters,proto3" json:"waiters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockInfo) Reset() {
+	*x = LockInfo{}
+	mi := &file_assent_v1_assent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockInfo) ProtoMessage() {}
+
+func (x *LockInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockInfo.ProtoReflect.Descriptor instead.
+func (*LockInfo) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LockInfo) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *LockInfo) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LockInfo) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *LockInfo) GetHolders() []*LockOwner {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *LockInfo) GetWaiters() []*LockOwner {
+	if x != nil {
+		return x.Waiters
+	}
+	return nil
+}
+
+// A transaction at a key.
+type LockOwner struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Transaction string `protobuf:"bytes,1,opt,name=transaction,proto3" json:"transaction,omitempty"`
+	// IS, IX, S, U, SIX or X.
+	Mode string `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	// When the first try of the transaction began: elders are served first.
+	Age *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=age,proto3" json:"age,omitempty"`
+	// Since when it holds the key, or waits for it.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockOwner) Reset() {
+	*x = LockOwner{}
+	mi := &file_assent_v1_assent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockOwner) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockOwner) ProtoMessage() {}
+
+func (x *LockOwner) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockOwner.ProtoReflect.Descriptor instead.
+func (*LockOwner) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LockOwner) GetTransaction() string {
+	if x != nil {
+		return x.Transaction
+	}
+	return ""
+}
+
+func (x *LockOwner) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *LockOwner) GetAge() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
+func (x *LockOwner) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// Asks for the latest deadlocks.
+type ListDeadlocksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadlocksRequest) Reset() {
+	*x = ListDeadlocksRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadlocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadlocksRequest) ProtoMessage() {}
+
+func (x *ListDeadlocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadlocksRequest.ProtoReflect.Descriptor instead.
+func (*ListDeadlocksRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{13}
+}
+
+// The latest deadlocks.
+type ListDeadlocksResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The latest first; at most 100 for each shard, since its leader took over.
+	Deadlocks     []*Deadlock `protobuf:"bytes,1,rep,name=deadlocks,proto3" json:"deadlocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadlocksResponse) Reset() {
+	*x = ListDeadlocksResponse{}
+	mi := &file_assent_v1_assent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadlocksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadlocksResponse) ProtoMessage() {}
+
+func (x *ListDeadlocksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadlocksResponse.ProtoReflect.Descriptor instead.
+func (*ListDeadlocksResponse) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListDeadlocksResponse) GetDeadlocks() []*Deadlock {
+	if x != nil {
+		return x.Deadlocks
+	}
+	return nil
+}
+
+// A cycle of waiting that was broken.
+type Deadlock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// The shard that found it.
+	Shard uint32 `protobuf:"varint,2,opt,name=shard,proto3" json:"shard,omitempty"`
+	// The transaction that gave way: the youngest.
+	Victim string `protobuf:"bytes,3,opt,name=victim,proto3" json:"victim,omitempty"`
+	// The victim gave back its locks and queued again, unseen by its client; else it aborted.
+	Restarted bool `protobuf:"varint,4,opt,name=restarted,proto3" json:"restarted,omitempty"`
+	// Who waited for whom.
+	Cycle         []*DeadlockWait `protobuf:"bytes,5,rep,name=cycle,proto3" json:"cycle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Deadlock) Reset() {
+	*x = Deadlock{}
+	mi := &file_assent_v1_assent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Deadlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Deadlock) ProtoMessage() {}
+
+func (x *Deadlock) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Deadlock.ProtoReflect.Descriptor instead.
+func (*Deadlock) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Deadlock) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Deadlock) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *Deadlock) GetVictim() string {
+	if x != nil {
+		return x.Victim
+	}
+	return ""
+}
+
+func (x *Deadlock) GetRestarted() bool {
+	if x != nil {
+		return x.Restarted
+	}
+	return false
+}
+
+func (x *Deadlock) GetCycle() []*DeadlockWait {
+	if x != nil {
+		return x.Cycle
+	}
+	return nil
+}
+
+// One edge of a cycle.
+type DeadlockWait struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who waits.
+	Transaction string `protobuf:"bytes,1,opt,name=transaction,proto3" json:"transaction,omitempty"`
+	// Name of the service.
+	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	// Absent: the whole service.
+	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// IS, IX, S, U, SIX or X.
+	Mode string `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Who stands in the way.
+	WaitsFor      string `protobuf:"bytes,5,opt,name=waits_for,proto3" json:"waits_for,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadlockWait) Reset() {
+	*x = DeadlockWait{}
+	mi := &file_assent_v1_assent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadlockWait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadlockWait) ProtoMessage() {}
+
+func (x *DeadlockWait) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadlockWait.ProtoReflect.Descriptor instead.
+func (*DeadlockWait) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DeadlockWait) GetTransaction() string {
+	if x != nil {
+		return x.Transaction
+	}
+	return ""
+}
+
+func (x *DeadlockWait) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *DeadlockWait) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DeadlockWait) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *DeadlockWait) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
+}
+
 // Opaque work for one service.
 type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -680,7 +1790,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_assent_v1_assent_proto_msgTypes[1]
+	mi := &file_assent_v1_assent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +1802,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[1]
+	mi := &file_assent_v1_assent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +1815,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{1}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Operation) GetService() string {
@@ -743,7 +1853,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_assent_v1_assent_proto_msgTypes[2]
+	mi := &file_assent_v1_assent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +1865,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[2]
+	mi := &file_assent_v1_assent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +1878,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{2}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Lock) GetKey() string {
@@ -796,7 +1906,7 @@ type GetTransactionRequest struct {
 
 func (x *GetTransactionRequest) Reset() {
 	*x = GetTransactionRequest{}
-	mi := &file_assent_v1_assent_proto_msgTypes[3]
+	mi := &file_assent_v1_assent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1918,7 @@ func (x *GetTransactionRequest) String() string {
 func (*GetTransactionRequest) ProtoMessage() {}
 
 func (x *GetTransactionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[3]
+	mi := &file_assent_v1_assent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1931,7 @@ func (x *GetTransactionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTransactionRequest.ProtoReflect.Descriptor instead.
 func (*GetTransactionRequest) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{3}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetTransactionRequest) GetId() string {
@@ -849,7 +1959,7 @@ type ListTransactionsRequest struct {
 
 func (x *ListTransactionsRequest) Reset() {
 	*x = ListTransactionsRequest{}
-	mi := &file_assent_v1_assent_proto_msgTypes[4]
+	mi := &file_assent_v1_assent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +1971,7 @@ func (x *ListTransactionsRequest) String() string {
 func (*ListTransactionsRequest) ProtoMessage() {}
 
 func (x *ListTransactionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[4]
+	mi := &file_assent_v1_assent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +1984,7 @@ func (x *ListTransactionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTransactionsRequest.ProtoReflect.Descriptor instead.
 func (*ListTransactionsRequest) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{4}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListTransactionsRequest) GetState() string {
@@ -918,7 +2028,7 @@ type ListTransactionsResponse struct {
 
 func (x *ListTransactionsResponse) Reset() {
 	*x = ListTransactionsResponse{}
-	mi := &file_assent_v1_assent_proto_msgTypes[5]
+	mi := &file_assent_v1_assent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +2040,7 @@ func (x *ListTransactionsResponse) String() string {
 func (*ListTransactionsResponse) ProtoMessage() {}
 
 func (x *ListTransactionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[5]
+	mi := &file_assent_v1_assent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +2053,7 @@ func (x *ListTransactionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTransactionsResponse.ProtoReflect.Descriptor instead.
 func (*ListTransactionsResponse) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{5}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListTransactionsResponse) GetTransactions() []*Transaction {
@@ -971,7 +2081,7 @@ type RollbackTransactionRequest struct {
 
 func (x *RollbackTransactionRequest) Reset() {
 	*x = RollbackTransactionRequest{}
-	mi := &file_assent_v1_assent_proto_msgTypes[6]
+	mi := &file_assent_v1_assent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +2093,7 @@ func (x *RollbackTransactionRequest) String() string {
 func (*RollbackTransactionRequest) ProtoMessage() {}
 
 func (x *RollbackTransactionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[6]
+	mi := &file_assent_v1_assent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +2106,7 @@ func (x *RollbackTransactionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackTransactionRequest.ProtoReflect.Descriptor instead.
 func (*RollbackTransactionRequest) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{6}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RollbackTransactionRequest) GetId() string {
@@ -1019,7 +2129,7 @@ type ResolveTransactionRequest struct {
 
 func (x *ResolveTransactionRequest) Reset() {
 	*x = ResolveTransactionRequest{}
-	mi := &file_assent_v1_assent_proto_msgTypes[7]
+	mi := &file_assent_v1_assent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +2141,7 @@ func (x *ResolveTransactionRequest) String() string {
 func (*ResolveTransactionRequest) ProtoMessage() {}
 
 func (x *ResolveTransactionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[7]
+	mi := &file_assent_v1_assent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +2154,7 @@ func (x *ResolveTransactionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTransactionRequest.ProtoReflect.Descriptor instead.
 func (*ResolveTransactionRequest) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{7}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResolveTransactionRequest) GetId() string {
@@ -1089,14 +2199,20 @@ type Transaction struct {
 	// When its outcome was decided.
 	DecidedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=decided_at,proto3" json:"decided_at,omitempty"`
 	// When every branch had acknowledged.
-	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=ended_at,proto3" json:"ended_at,omitempty"`
+	EndedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=ended_at,proto3" json:"ended_at,omitempty"`
+	// Begun to take steps.
+	Interactive bool `protobuf:"varint,14,opt,name=interactive,proto3" json:"interactive,omitempty"`
+	// How long nothing may be heard of the client of an interactive transaction.
+	IdleTimeout *durationpb.Duration `protobuf:"bytes,15,opt,name=idle_timeout,proto3" json:"idle_timeout,omitempty"`
+	// When its first try began, if it tries another again.
+	Age           *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Transaction) Reset() {
 	*x = Transaction{}
-	mi := &file_assent_v1_assent_proto_msgTypes[8]
+	mi := &file_assent_v1_assent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +2224,7 @@ func (x *Transaction) String() string {
 func (*Transaction) ProtoMessage() {}
 
 func (x *Transaction) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[8]
+	mi := &file_assent_v1_assent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +2237,7 @@ func (x *Transaction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transaction.ProtoReflect.Descriptor instead.
 func (*Transaction) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{8}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Transaction) GetId() string {
@@ -1215,10 +2331,32 @@ func (x *Transaction) GetEndedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Transaction) GetInteractive() bool {
+	if x != nil {
+		return x.Interactive
+	}
+	return false
+}
+
+func (x *Transaction) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return nil
+}
+
+func (x *Transaction) GetAge() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
 // Why a transaction aborted.
 type Abort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Stable code: VOTED_NO, TIMEOUT, LOCK_TIMEOUT, CLIENT_ROLLBACK.
+	// Stable code: VOTED_NO, TIMEOUT, LOCK_TIMEOUT, CLIENT_ROLLBACK, DEADLOCK,
+	// IDLE_TIMEOUT, EXECUTE_REFUSED, EXECUTE_CONFLICT, EXECUTION_LOST.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// For people.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
@@ -1230,7 +2368,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_assent_v1_assent_proto_msgTypes[9]
+	mi := &file_assent_v1_assent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +2380,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[9]
+	mi := &file_assent_v1_assent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +2393,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{9}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Abort) GetReason() string {
@@ -1309,7 +2447,7 @@ type Branch struct {
 
 func (x *Branch) Reset() {
 	*x = Branch{}
-	mi := &file_assent_v1_assent_proto_msgTypes[10]
+	mi := &file_assent_v1_assent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +2459,7 @@ func (x *Branch) String() string {
 func (*Branch) ProtoMessage() {}
 
 func (x *Branch) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[10]
+	mi := &file_assent_v1_assent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +2472,7 @@ func (x *Branch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Branch.ProtoReflect.Descriptor instead.
 func (*Branch) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{10}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Branch) GetId() string {
@@ -1412,7 +2550,7 @@ type LockWait struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// With its service: "ledger/accounts/42".
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// IS, IX, S, SIX or X.
+	// IS, IX, S, U, SIX or X.
 	Mode string `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
 	// Ids of at most 8 transactions that stand in the way.
 	For           []string `protobuf:"bytes,3,rep,name=for,proto3" json:"for,omitempty"`
@@ -1422,7 +2560,7 @@ type LockWait struct {
 
 func (x *LockWait) Reset() {
 	*x = LockWait{}
-	mi := &file_assent_v1_assent_proto_msgTypes[11]
+	mi := &file_assent_v1_assent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +2572,7 @@ func (x *LockWait) String() string {
 func (*LockWait) ProtoMessage() {}
 
 func (x *LockWait) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[11]
+	mi := &file_assent_v1_assent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +2585,7 @@ func (x *LockWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockWait.ProtoReflect.Descriptor instead.
 func (*LockWait) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{11}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LockWait) GetKey() string {
@@ -1495,7 +2633,7 @@ type PutServiceRequest struct {
 
 func (x *PutServiceRequest) Reset() {
 	*x = PutServiceRequest{}
-	mi := &file_assent_v1_assent_proto_msgTypes[12]
+	mi := &file_assent_v1_assent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1507,7 +2645,7 @@ func (x *PutServiceRequest) String() string {
 func (*PutServiceRequest) ProtoMessage() {}
 
 func (x *PutServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[12]
+	mi := &file_assent_v1_assent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1520,7 +2658,7 @@ func (x *PutServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutServiceRequest.ProtoReflect.Descriptor instead.
 func (*PutServiceRequest) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{12}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PutServiceRequest) GetName() string {
@@ -1583,14 +2721,16 @@ type HttpEndpoints struct {
 	// Undoes a branch.
 	Rollback string `protobuf:"bytes,3,opt,name=rollback,proto3" json:"rollback,omitempty"`
 	// Tells what is durably known of a branch; optional.
-	Status        string `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`
+	Status string `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`
+	// Executes operations before prepare; optional.
+	Execute       string `protobuf:"bytes,5,opt,name=execute,proto3" json:"execute,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HttpEndpoints) Reset() {
 	*x = HttpEndpoints{}
-	mi := &file_assent_v1_assent_proto_msgTypes[13]
+	mi := &file_assent_v1_assent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +2742,7 @@ func (x *HttpEndpoints) String() string {
 func (*HttpEndpoints) ProtoMessage() {}
 
 func (x *HttpEndpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[13]
+	mi := &file_assent_v1_assent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +2755,7 @@ func (x *HttpEndpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpEndpoints.ProtoReflect.Descriptor instead.
 func (*HttpEndpoints) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{13}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HttpEndpoints) GetPrepare() string {
@@ -1646,6 +2786,13 @@ func (x *HttpEndpoints) GetStatus() string {
 	return ""
 }
 
+func (x *HttpEndpoints) GetExecute() string {
+	if x != nil {
+		return x.Execute
+	}
+	return ""
+}
+
 // Limits of the calls to a service.
 type ServiceLimits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1661,7 +2808,7 @@ type ServiceLimits struct {
 
 func (x *ServiceLimits) Reset() {
 	*x = ServiceLimits{}
-	mi := &file_assent_v1_assent_proto_msgTypes[14]
+	mi := &file_assent_v1_assent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +2820,7 @@ func (x *ServiceLimits) String() string {
 func (*ServiceLimits) ProtoMessage() {}
 
 func (x *ServiceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[14]
+	mi := &file_assent_v1_assent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +2833,7 @@ func (x *ServiceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceLimits.ProtoReflect.Descriptor instead.
 func (*ServiceLimits) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{14}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ServiceLimits) GetMaxInFlight() uint32 {
@@ -1743,7 +2890,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_assent_v1_assent_proto_msgTypes[15]
+	mi := &file_assent_v1_assent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +2902,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[15]
+	mi := &file_assent_v1_assent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +2915,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{15}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Service) GetName() string {
@@ -1866,7 +3013,7 @@ type GetServiceRequest struct {
 
 func (x *GetServiceRequest) Reset() {
 	*x = GetServiceRequest{}
-	mi := &file_assent_v1_assent_proto_msgTypes[16]
+	mi := &file_assent_v1_assent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +3025,7 @@ func (x *GetServiceRequest) String() string {
 func (*GetServiceRequest) ProtoMessage() {}
 
 func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[16]
+	mi := &file_assent_v1_assent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +3038,7 @@ func (x *GetServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceRequest) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{16}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetServiceRequest) GetName() string {
@@ -1910,7 +3057,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_assent_v1_assent_proto_msgTypes[17]
+	mi := &file_assent_v1_assent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +3069,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[17]
+	mi := &file_assent_v1_assent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +3082,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{17}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{33}
 }
 
 // Every registered service.
@@ -1949,7 +3096,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_assent_v1_assent_proto_msgTypes[18]
+	mi := &file_assent_v1_assent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +3108,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[18]
+	mi := &file_assent_v1_assent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +3121,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{18}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListServicesResponse) GetServices() []*Service {
@@ -1995,7 +3142,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_assent_v1_assent_proto_msgTypes[19]
+	mi := &file_assent_v1_assent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +3154,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assent_v1_assent_proto_msgTypes[19]
+	mi := &file_assent_v1_assent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +3167,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_assent_v1_assent_proto_rawDescGZIP(), []int{19}
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteServiceRequest) GetName() string {
@@ -2041,7 +3188,77 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"operations\x18\x02 \x03(\v2\x14.assent.v1.OperationR\n" +
 	"operations\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12'\n" +
-	"\x04wait\x18\x04 \x01(\x0e2\x13.assent.v1.WaitModeR\x04wait\"f\n" +
+	"\x04wait\x18\x04 \x01(\x0e2\x13.assent.v1.WaitModeR\x04wait\"\xb9\x01\n" +
+	"\x17BeginTransactionRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
+	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12=\n" +
+	"\fidle_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\fidle_timeout\x12\x1a\n" +
+	"\bretry_of\x18\x04 \x01(\tR\bretry_of\"\xa5\x01\n" +
+	"\x17EnlistOperationsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\rR\x04step\x128\n" +
+	"\n" +
+	"operations\x18\x03 \x03(\v2\x18.assent.v1.StepOperationR\n" +
+	"operations\x12,\n" +
+	"\x05locks\x18\x04 \x03(\v2\x16.assent.v1.ServiceLockR\x05locks\"\x8f\x01\n" +
+	"\rStepOperation\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
+	"\apayload\x18\x02 \x01(\fR\apayload\x12%\n" +
+	"\x05locks\x18\x03 \x03(\v2\x0f.assent.v1.LockR\x05locks\x12#\n" +
+	"\x04when\x18\x04 \x01(\x0e2\x0f.assent.v1.WhenR\x04when\"b\n" +
+	"\vServiceLock\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12'\n" +
+	"\x04mode\x18\x03 \x01(\x0e2\x13.assent.v1.LockModeR\x04mode\"n\n" +
+	"\x18EnlistOperationsResponse\x128\n" +
+	"\vtransaction\x18\x01 \x01(\v2\x16.assent.v1.TransactionR\vtransaction\x12\x18\n" +
+	"\aresults\x18\x02 \x03(\fR\aresults\"g\n" +
+	"\x13AcquireLocksRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\rR\x04step\x12,\n" +
+	"\x05locks\x18\x03 \x03(\v2\x16.assent.v1.ServiceLockR\x05locks\"S\n" +
+	"\x18CommitTransactionRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x04wait\x18\x02 \x01(\x0e2\x13.assent.v1.WaitModeR\x04wait\"-\n" +
+	"\x1bHeartbeatTransactionRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x94\x01\n" +
+	"\x10ListLocksRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
+	"\x06waited\x18\x03 \x01(\bR\x06waited\x12\x1c\n" +
+	"\tpage_size\x18\x04 \x01(\x05R\tpage_size\x12\x1e\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\n" +
+	"page_token\"h\n" +
+	"\x11ListLocksResponse\x12)\n" +
+	"\x05locks\x18\x01 \x03(\v2\x13.assent.v1.LockInfoR\x05locks\x12(\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\x0fnext_page_token\"\xac\x01\n" +
+	"\bLockInfo\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
+	"\x05shard\x18\x03 \x01(\rR\x05shard\x12.\n" +
+	"\aholders\x18\x04 \x03(\v2\x14.assent.v1.LockOwnerR\aholders\x12.\n" +
+	"\awaiters\x18\x05 \x03(\v2\x14.assent.v1.LockOwnerR\awaiters\"\xa1\x01\n" +
+	"\tLockOwner\x12 \n" +
+	"\vtransaction\x18\x01 \x01(\tR\vtransaction\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\tR\x04mode\x12,\n" +
+	"\x03age\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03age\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x16\n" +
+	"\x14ListDeadlocksRequest\"J\n" +
+	"\x15ListDeadlocksResponse\x121\n" +
+	"\tdeadlocks\x18\x01 \x03(\v2\x13.assent.v1.DeadlockR\tdeadlocks\"\xb1\x01\n" +
+	"\bDeadlock\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05shard\x18\x02 \x01(\rR\x05shard\x12\x16\n" +
+	"\x06victim\x18\x03 \x01(\tR\x06victim\x12\x1c\n" +
+	"\trestarted\x18\x04 \x01(\bR\trestarted\x12-\n" +
+	"\x05cycle\x18\x05 \x03(\v2\x17.assent.v1.DeadlockWaitR\x05cycle\"\x8e\x01\n" +
+	"\fDeadlockWait\x12 \n" +
+	"\vtransaction\x18\x01 \x01(\tR\vtransaction\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x1c\n" +
+	"\twaits_for\x18\x05 \x01(\tR\twaits_for\"f\n" +
 	"\tOperation\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\x12%\n" +
@@ -2065,7 +3282,7 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"?\n" +
 	"\x19ResolveTransactionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04note\x18\x02 \x01(\tR\x04note\"\xc9\x04\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\"\xd8\x05\n" +
 	"\vTransaction\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.assent.v1.TransactionStateR\x05state\x12&\n" +
@@ -2084,7 +3301,10 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\n" +
 	"decided_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"decided_at\x126\n" +
-	"\bended_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bended_at\"S\n" +
+	"\bended_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bended_at\x12 \n" +
+	"\vinteractive\x18\x0e \x01(\bR\vinteractive\x12=\n" +
+	"\fidle_timeout\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\fidle_timeout\x12,\n" +
+	"\x03age\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x03age\"S\n" +
 	"\x05Abort\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
@@ -2118,12 +3338,13 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\fcapabilities\x18\x04 \x03(\x0e2\x15.assent.v1.CapabilityR\fcapabilities\x122\n" +
 	"\tisolation\x18\x05 \x01(\x0e2\x14.assent.v1.IsolationR\tisolation\x12\"\n" +
 	"\frequire_keys\x18\x06 \x01(\bR\frequire_keys\x120\n" +
-	"\x06limits\x18\a \x01(\v2\x18.assent.v1.ServiceLimitsR\x06limits\"u\n" +
+	"\x06limits\x18\a \x01(\v2\x18.assent.v1.ServiceLimitsR\x06limits\"\x8f\x01\n" +
 	"\rHttpEndpoints\x12\x18\n" +
 	"\aprepare\x18\x01 \x01(\tR\aprepare\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x1a\n" +
 	"\brollback\x18\x03 \x01(\tR\brollback\x12\x16\n" +
-	"\x06status\x18\x04 \x01(\tR\x06status\"\xbd\x01\n" +
+	"\x06status\x18\x04 \x01(\tR\x06status\x12\x18\n" +
+	"\aexecute\x18\x05 \x01(\tR\aexecute\"\xbd\x01\n" +
 	"\rServiceLimits\x12$\n" +
 	"\rmax_in_flight\x18\x01 \x01(\rR\rmax_in_flight\x12C\n" +
 	"\x0fprepare_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0fprepare_timeout\x12A\n" +
@@ -2152,11 +3373,16 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x14ListServicesResponse\x12.\n" +
 	"\bservices\x18\x01 \x03(\v2\x12.assent.v1.ServiceR\bservices\"*\n" +
 	"\x14DeleteServiceRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name*T\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name*<\n" +
+	"\x04When\x12\x14\n" +
+	"\x10WHEN_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fWHEN_PREPARE\x10\x01\x12\f\n" +
+	"\bWHEN_NOW\x10\x02*j\n" +
 	"\bLockMode\x12\x19\n" +
 	"\x15LOCK_MODE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13LOCK_MODE_EXCLUSIVE\x10\x01\x12\x14\n" +
-	"\x10LOCK_MODE_SHARED\x10\x02*i\n" +
+	"\x10LOCK_MODE_SHARED\x10\x02\x12\x14\n" +
+	"\x10LOCK_MODE_UPDATE\x10\x03*i\n" +
 	"\bWaitMode\x12\x19\n" +
 	"\x15WAIT_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11WAIT_MODE_DECIDED\x10\x01\x12\x17\n" +
@@ -2169,7 +3395,7 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x1cTRANSACTION_STATE_COMMITTING\x10\x03\x12\x1f\n" +
 	"\x1bTRANSACTION_STATE_COMMITTED\x10\x04\x12\x1e\n" +
 	"\x1aTRANSACTION_STATE_ABORTING\x10\x05\x12\x1d\n" +
-	"\x19TRANSACTION_STATE_ABORTED\x10\x06*\xe1\x02\n" +
+	"\x19TRANSACTION_STATE_ABORTED\x10\x06*\xfd\x02\n" +
 	"\vBranchState\x12\x1c\n" +
 	"\x18BRANCH_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14BRANCH_STATE_WAITING\x10\x01\x12\x1a\n" +
@@ -2183,7 +3409,8 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x18BRANCH_STATE_ROLLED_BACK\x10\t\x12\x17\n" +
 	"\x13BRANCH_STATE_HAZARD\x10\n" +
 	"\x12\x1e\n" +
-	"\x1aBRANCH_STATE_NOT_CONTACTED\x10\v*K\n" +
+	"\x1aBRANCH_STATE_NOT_CONTACTED\x10\v\x12\x1a\n" +
+	"\x16BRANCH_STATE_EXECUTING\x10\f*K\n" +
 	"\x04Vote\x12\x14\n" +
 	"\x10VOTE_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bVOTE_YES\x10\x01\x12\v\n" +
@@ -2209,9 +3436,16 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x19SERVICE_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14SERVICE_STATE_ACTIVE\x10\x01\x12\x1a\n" +
 	"\x16SERVICE_STATE_DRAINING\x10\x02\x12\x19\n" +
-	"\x15SERVICE_STATE_REMOVED\x10\x032\xe1\x04\n" +
+	"\x15SERVICE_STATE_REMOVED\x10\x032\x91\v\n" +
 	"\x12TransactionService\x12m\n" +
-	"\x11SubmitTransaction\x12#.assent.v1.SubmitTransactionRequest\x1a\x16.assent.v1.Transaction\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/transactions\x12i\n" +
+	"\x11SubmitTransaction\x12#.assent.v1.SubmitTransactionRequest\x1a\x16.assent.v1.Transaction\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/transactions\x12q\n" +
+	"\x10BeginTransaction\x12\".assent.v1.BeginTransactionRequest\x1a\x16.assent.v1.Transaction\"!\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/transactions:begin\x12\x88\x01\n" +
+	"\x10EnlistOperations\x12\".assent.v1.EnlistOperationsRequest\x1a#.assent.v1.EnlistOperationsResponse\"+\x82\xd3\xe4\x93\x02%:\x01*\" /v1/transactions/{id}/operations\x12n\n" +
+	"\fAcquireLocks\x12\x1e.assent.v1.AcquireLocksRequest\x1a\x16.assent.v1.Transaction\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/transactions/{id}/locks\x12y\n" +
+	"\x11CommitTransaction\x12#.assent.v1.CommitTransactionRequest\x1a\x16.assent.v1.Transaction\"'\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/v1/transactions/{id}/commit\x12\x7f\n" +
+	"\x14HeartbeatTransaction\x12&.assent.v1.HeartbeatTransactionRequest\x1a\x16.assent.v1.Transaction\"'\x82\xd3\xe4\x93\x02!\"\x1f/v1/transactions/{id}/heartbeat\x12Y\n" +
+	"\tListLocks\x12\x1b.assent.v1.ListLocksRequest\x1a\x1c.assent.v1.ListLocksResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/locks\x12i\n" +
+	"\rListDeadlocks\x12\x1f.assent.v1.ListDeadlocksRequest\x1a .assent.v1.ListDeadlocksResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/deadlocks\x12i\n" +
 	"\x0eGetTransaction\x12 .assent.v1.GetTransactionRequest\x1a\x16.assent.v1.Transaction\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/transactions/{id}\x12u\n" +
 	"\x10ListTransactions\x12\".assent.v1.ListTransactionsRequest\x1a#.assent.v1.ListTransactionsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/transactions\x12|\n" +
 	"\x13RollbackTransaction\x12%.assent.v1.RollbackTransactionRequest\x1a\x16.assent.v1.Transaction\"&\x82\xd3\xe4\x93\x02 \"\x1e/v1/transactions/{id}/rollback\x12|\n" +
@@ -2236,97 +3470,148 @@ func file_assent_v1_assent_proto_rawDescGZIP() []byte {
 	return file_assent_v1_assent_proto_rawDescData
 }
 
-var file_assent_v1_assent_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_assent_v1_assent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_assent_v1_assent_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_assent_v1_assent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_assent_v1_assent_proto_goTypes = []any{
-	(LockMode)(0),                      // 0: assent.v1.LockMode
-	(WaitMode)(0),                      // 1: assent.v1.WaitMode
-	(TransactionState)(0),              // 2: assent.v1.TransactionState
-	(BranchState)(0),                   // 3: assent.v1.BranchState
-	(Vote)(0),                          // 4: assent.v1.Vote
-	(Outcome)(0),                       // 5: assent.v1.Outcome
-	(Capability)(0),                    // 6: assent.v1.Capability
-	(Isolation)(0),                     // 7: assent.v1.Isolation
-	(ServiceState)(0),                  // 8: assent.v1.ServiceState
-	(*SubmitTransactionRequest)(nil),   // 9: assent.v1.SubmitTransactionRequest
-	(*Operation)(nil),                  // 10: assent.v1.Operation
-	(*Lock)(nil),                       // 11: assent.v1.Lock
-	(*GetTransactionRequest)(nil),      // 12: assent.v1.GetTransactionRequest
-	(*ListTransactionsRequest)(nil),    // 13: assent.v1.ListTransactionsRequest
-	(*ListTransactionsResponse)(nil),   // 14: assent.v1.ListTransactionsResponse
-	(*RollbackTransactionRequest)(nil), // 15: assent.v1.RollbackTransactionRequest
-	(*ResolveTransactionRequest)(nil),  // 16: assent.v1.ResolveTransactionRequest
-	(*Transaction)(nil),                // 17: assent.v1.Transaction
-	(*Abort)(nil),                      // 18: assent.v1.Abort
-	(*Branch)(nil),                     // 19: assent.v1.Branch
-	(*LockWait)(nil),                   // 20: assent.v1.LockWait
-	(*PutServiceRequest)(nil),          // 21: assent.v1.PutServiceRequest
-	(*HttpEndpoints)(nil),              // 22: assent.v1.HttpEndpoints
-	(*ServiceLimits)(nil),              // 23: assent.v1.ServiceLimits
-	(*Service)(nil),                    // 24: assent.v1.Service
-	(*GetServiceRequest)(nil),          // 25: assent.v1.GetServiceRequest
-	(*ListServicesRequest)(nil),        // 26: assent.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),       // 27: assent.v1.ListServicesResponse
-	(*DeleteServiceRequest)(nil),       // 28: assent.v1.DeleteServiceRequest
-	(*durationpb.Duration)(nil),        // 29: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),      // 30: google.protobuf.Timestamp
+	(When)(0),                           // 0: assent.v1.When
+	(LockMode)(0),                       // 1: assent.v1.LockMode
+	(WaitMode)(0),                       // 2: assent.v1.WaitMode
+	(TransactionState)(0),               // 3: assent.v1.TransactionState
+	(BranchState)(0),                    // 4: assent.v1.BranchState
+	(Vote)(0),                           // 5: assent.v1.Vote
+	(Outcome)(0),                        // 6: assent.v1.Outcome
+	(Capability)(0),                     // 7: assent.v1.Capability
+	(Isolation)(0),                      // 8: assent.v1.Isolation
+	(ServiceState)(0),                   // 9: assent.v1.ServiceState
+	(*SubmitTransactionRequest)(nil),    // 10: assent.v1.SubmitTransactionRequest
+	(*BeginTransactionRequest)(nil),     // 11: assent.v1.BeginTransactionRequest
+	(*EnlistOperationsRequest)(nil),     // 12: assent.v1.EnlistOperationsRequest
+	(*StepOperation)(nil),               // 13: assent.v1.StepOperation
+	(*ServiceLock)(nil),                 // 14: assent.v1.ServiceLock
+	(*EnlistOperationsResponse)(nil),    // 15: assent.v1.EnlistOperationsResponse
+	(*AcquireLocksRequest)(nil),         // 16: assent.v1.AcquireLocksRequest
+	(*CommitTransactionRequest)(nil),    // 17: assent.v1.CommitTransactionRequest
+	(*HeartbeatTransactionRequest)(nil), // 18: assent.v1.HeartbeatTransactionRequest
+	(*ListLocksRequest)(nil),            // 19: assent.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),           // 20: assent.v1.ListLocksResponse
+	(*LockInfo)(nil),                    // 21: assent.v1.LockInfo
+	(*LockOwner)(nil),                   // 22: assent.v1.LockOwner
+	(*ListDeadlocksRequest)(nil),        // 23: assent.v1.ListDeadlocksRequest
+	(*ListDeadlocksResponse)(nil),       // 24: assent.v1.ListDeadlocksResponse
+	(*Deadlock)(nil),                    // 25: assent.v1.Deadlock
+	(*DeadlockWait)(nil),                // 26: assent.v1.DeadlockWait
+	(*Operation)(nil),                   // 27: assent.v1.Operation
+	(*Lock)(nil),                        // 28: assent.v1.Lock
+	(*GetTransactionRequest)(nil),       // 29: assent.v1.GetTransactionRequest
+	(*ListTransactionsRequest)(nil),     // 30: assent.v1.ListTransactionsRequest
+	(*ListTransactionsResponse)(nil),    // 31: assent.v1.ListTransactionsResponse
+	(*RollbackTransactionRequest)(nil),  // 32: assent.v1.RollbackTransactionRequest
+	(*ResolveTransactionRequest)(nil),   // 33: assent.v1.ResolveTransactionRequest
+	(*Transaction)(nil),                 // 34: assent.v1.Transaction
+	(*Abort)(nil),                       // 35: assent.v1.Abort
+	(*Branch)(nil),                      // 36: assent.v1.Branch
+	(*LockWait)(nil),                    // 37: assent.v1.LockWait
+	(*PutServiceRequest)(nil),           // 38: assent.v1.PutServiceRequest
+	(*HttpEndpoints)(nil),               // 39: assent.v1.HttpEndpoints
+	(*ServiceLimits)(nil),               // 40: assent.v1.ServiceLimits
+	(*Service)(nil),                     // 41: assent.v1.Service
+	(*GetServiceRequest)(nil),           // 42: assent.v1.GetServiceRequest
+	(*ListServicesRequest)(nil),         // 43: assent.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),        // 44: assent.v1.ListServicesResponse
+	(*DeleteServiceRequest)(nil),        // 45: assent.v1.DeleteServiceRequest
+	(*durationpb.Duration)(nil),         // 46: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 47: google.protobuf.Timestamp
 }
 var file_assent_v1_assent_proto_depIdxs = []int32{
-	10, // 0: assent.v1.SubmitTransactionRequest.operations:type_name -> assent.v1.Operation
-	29, // 1: assent.v1.SubmitTransactionRequest.timeout:type_name -> google.protobuf.Duration
-	1,  // 2: assent.v1.SubmitTransactionRequest.wait:type_name -> assent.v1.WaitMode
-	11, // 3: assent.v1.Operation.locks:type_name -> assent.v1.Lock
-	0,  // 4: assent.v1.Lock.mode:type_name -> assent.v1.LockMode
-	17, // 5: assent.v1.ListTransactionsResponse.transactions:type_name -> assent.v1.Transaction
-	2,  // 6: assent.v1.Transaction.state:type_name -> assent.v1.TransactionState
-	18, // 7: assent.v1.Transaction.abort:type_name -> assent.v1.Abort
-	19, // 8: assent.v1.Transaction.branches:type_name -> assent.v1.Branch
-	29, // 9: assent.v1.Transaction.timeout:type_name -> google.protobuf.Duration
-	20, // 10: assent.v1.Transaction.waits_for:type_name -> assent.v1.LockWait
-	30, // 11: assent.v1.Transaction.began_at:type_name -> google.protobuf.Timestamp
-	30, // 12: assent.v1.Transaction.granted_at:type_name -> google.protobuf.Timestamp
-	30, // 13: assent.v1.Transaction.decided_at:type_name -> google.protobuf.Timestamp
-	30, // 14: assent.v1.Transaction.ended_at:type_name -> google.protobuf.Timestamp
-	3,  // 15: assent.v1.Branch.state:type_name -> assent.v1.BranchState
-	4,  // 16: assent.v1.Branch.vote:type_name -> assent.v1.Vote
-	5,  // 17: assent.v1.Branch.hazard:type_name -> assent.v1.Outcome
-	22, // 18: assent.v1.PutServiceRequest.http:type_name -> assent.v1.HttpEndpoints
-	6,  // 19: assent.v1.PutServiceRequest.capabilities:type_name -> assent.v1.Capability
-	7,  // 20: assent.v1.PutServiceRequest.isolation:type_name -> assent.v1.Isolation
-	23, // 21: assent.v1.PutServiceRequest.limits:type_name -> assent.v1.ServiceLimits
-	29, // 22: assent.v1.ServiceLimits.prepare_timeout:type_name -> google.protobuf.Duration
-	29, // 23: assent.v1.ServiceLimits.finish_timeout:type_name -> google.protobuf.Duration
-	22, // 24: assent.v1.Service.http:type_name -> assent.v1.HttpEndpoints
-	6,  // 25: assent.v1.Service.capabilities:type_name -> assent.v1.Capability
-	7,  // 26: assent.v1.Service.isolation:type_name -> assent.v1.Isolation
-	23, // 27: assent.v1.Service.limits:type_name -> assent.v1.ServiceLimits
-	8,  // 28: assent.v1.Service.state:type_name -> assent.v1.ServiceState
-	30, // 29: assent.v1.Service.registered_at:type_name -> google.protobuf.Timestamp
-	30, // 30: assent.v1.Service.updated_at:type_name -> google.protobuf.Timestamp
-	24, // 31: assent.v1.ListServicesResponse.services:type_name -> assent.v1.Service
-	9,  // 32: assent.v1.TransactionService.SubmitTransaction:input_type -> assent.v1.SubmitTransactionRequest
-	12, // 33: assent.v1.TransactionService.GetTransaction:input_type -> assent.v1.GetTransactionRequest
-	13, // 34: assent.v1.TransactionService.ListTransactions:input_type -> assent.v1.ListTransactionsRequest
-	15, // 35: assent.v1.TransactionService.RollbackTransaction:input_type -> assent.v1.RollbackTransactionRequest
-	16, // 36: assent.v1.TransactionService.ResolveTransaction:input_type -> assent.v1.ResolveTransactionRequest
-	21, // 37: assent.v1.RegistryService.PutService:input_type -> assent.v1.PutServiceRequest
-	25, // 38: assent.v1.RegistryService.GetService:input_type -> assent.v1.GetServiceRequest
-	26, // 39: assent.v1.RegistryService.ListServices:input_type -> assent.v1.ListServicesRequest
-	28, // 40: assent.v1.RegistryService.DeleteService:input_type -> assent.v1.DeleteServiceRequest
-	17, // 41: assent.v1.TransactionService.SubmitTransaction:output_type -> assent.v1.Transaction
-	17, // 42: assent.v1.TransactionService.GetTransaction:output_type -> assent.v1.Transaction
-	14, // 43: assent.v1.TransactionService.ListTransactions:output_type -> assent.v1.ListTransactionsResponse
-	17, // 44: assent.v1.TransactionService.RollbackTransaction:output_type -> assent.v1.Transaction
-	17, // 45: assent.v1.TransactionService.ResolveTransaction:output_type -> assent.v1.Transaction
-	24, // 46: assent.v1.RegistryService.PutService:output_type -> assent.v1.Service
-	24, // 47: assent.v1.RegistryService.GetService:output_type -> assent.v1.Service
-	27, // 48: assent.v1.RegistryService.ListServices:output_type -> assent.v1.ListServicesResponse
-	24, // 49: assent.v1.RegistryService.DeleteService:output_type -> assent.v1.Service
-	41, // [41:50] is the sub-list for method output_type
-	32, // [32:41] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	27, // 0: assent.v1.SubmitTransactionRequest.operations:type_name -> assent.v1.Operation
+	46, // 1: assent.v1.SubmitTransactionRequest.timeout:type_name -> google.protobuf.Duration
+	2,  // 2: assent.v1.SubmitTransactionRequest.wait:type_name -> assent.v1.WaitMode
+	46, // 3: assent.v1.BeginTransactionRequest.timeout:type_name -> google.protobuf.Duration
+	46, // 4: assent.v1.BeginTransactionRequest.idle_timeout:type_name -> google.protobuf.Duration
+	13, // 5: assent.v1.EnlistOperationsRequest.operations:type_name -> assent.v1.StepOperation
+	14, // 6: assent.v1.EnlistOperationsRequest.locks:type_name -> assent.v1.ServiceLock
+	28, // 7: assent.v1.StepOperation.locks:type_name -> assent.v1.Lock
+	0,  // 8: assent.v1.StepOperation.when:type_name -> assent.v1.When
+	1,  // 9: assent.v1.ServiceLock.mode:type_name -> assent.v1.LockMode
+	34, // 10: assent.v1.EnlistOperationsResponse.transaction:type_name -> assent.v1.Transaction
+	14, // 11: assent.v1.AcquireLocksRequest.locks:type_name -> assent.v1.ServiceLock
+	2,  // 12: assent.v1.CommitTransactionRequest.wait:type_name -> assent.v1.WaitMode
+	21, // 13: assent.v1.ListLocksResponse.locks:type_name -> assent.v1.LockInfo
+	22, // 14: assent.v1.LockInfo.holders:type_name -> assent.v1.LockOwner
+	22, // 15: assent.v1.LockInfo.waiters:type_name -> assent.v1.LockOwner
+	47, // 16: assent.v1.LockOwner.age:type_name -> google.protobuf.Timestamp
+	47, // 17: assent.v1.LockOwner.since:type_name -> google.protobuf.Timestamp
+	25, // 18: assent.v1.ListDeadlocksResponse.deadlocks:type_name -> assent.v1.Deadlock
+	47, // 19: assent.v1.Deadlock.at:type_name -> google.protobuf.Timestamp
+	26, // 20: assent.v1.Deadlock.cycle:type_name -> assent.v1.DeadlockWait
+	28, // 21: assent.v1.Operation.locks:type_name -> assent.v1.Lock
+	1,  // 22: assent.v1.Lock.mode:type_name -> assent.v1.LockMode
+	34, // 23: assent.v1.ListTransactionsResponse.transactions:type_name -> assent.v1.Transaction
+	3,  // 24: assent.v1.Transaction.state:type_name -> assent.v1.TransactionState
+	35, // 25: assent.v1.Transaction.abort:type_name -> assent.v1.Abort
+	36, // 26: assent.v1.Transaction.branches:type_name -> assent.v1.Branch
+	46, // 27: assent.v1.Transaction.timeout:type_name -> google.protobuf.Duration
+	37, // 28: assent.v1.Transaction.waits_for:type_name -> assent.v1.LockWait
+	47, // 29: assent.v1.Transaction.began_at:type_name -> google.protobuf.Timestamp
+	47, // 30: assent.v1.Transaction.granted_at:type_name -> google.protobuf.Timestamp
+	47, // 31: assent.v1.Transaction.decided_at:type_name -> google.protobuf.Timestamp
+	47, // 32: assent.v1.Transaction.ended_at:type_name -> google.protobuf.Timestamp
+	46, // 33: assent.v1.Transaction.idle_timeout:type_name -> google.protobuf.Duration
+	47, // 34: assent.v1.Transaction.age:type_name -> google.protobuf.Timestamp
+	4,  // 35: assent.v1.Branch.state:type_name -> assent.v1.BranchState
+	5,  // 36: assent.v1.Branch.vote:type_name -> assent.v1.Vote
+	6,  // 37: assent.v1.Branch.hazard:type_name -> assent.v1.Outcome
+	39, // 38: assent.v1.PutServiceRequest.http:type_name -> assent.v1.HttpEndpoints
+	7,  // 39: assent.v1.PutServiceRequest.capabilities:type_name -> assent.v1.Capability
+	8,  // 40: assent.v1.PutServiceRequest.isolation:type_name -> assent.v1.Isolation
+	40, // 41: assent.v1.PutServiceRequest.limits:type_name -> assent.v1.ServiceLimits
+	46, // 42: assent.v1.ServiceLimits.prepare_timeout:type_name -> google.protobuf.Duration
+	46, // 43: assent.v1.ServiceLimits.finish_timeout:type_name -> google.protobuf.Duration
+	39, // 44: assent.v1.Service.http:type_name -> assent.v1.HttpEndpoints
+	7,  // 45: assent.v1.Service.capabilities:type_name -> assent.v1.Capability
+	8,  // 46: assent.v1.Service.isolation:type_name -> assent.v1.Isolation
+	40, // 47: assent.v1.Service.limits:type_name -> assent.v1.ServiceLimits
+	9,  // 48: assent.v1.Service.state:type_name -> assent.v1.ServiceState
+	47, // 49: assent.v1.Service.registered_at:type_name -> google.protobuf.Timestamp
+	47, // 50: assent.v1.Service.updated_at:type_name -> google.protobuf.Timestamp
+	41, // 51: assent.v1.ListServicesResponse.services:type_name -> assent.v1.Service
+	10, // 52: assent.v1.TransactionService.SubmitTransaction:input_type -> assent.v1.SubmitTransactionRequest
+	11, // 53: assent.v1.TransactionService.BeginTransaction:input_type -> assent.v1.BeginTransactionRequest
+	12, // 54: assent.v1.TransactionService.EnlistOperations:input_type -> assent.v1.EnlistOperationsRequest
+	16, // 55: assent.v1.TransactionService.AcquireLocks:input_type -> assent.v1.AcquireLocksRequest
+	17, // 56: assent.v1.TransactionService.CommitTransaction:input_type -> assent.v1.CommitTransactionRequest
+	18, // 57: assent.v1.TransactionService.HeartbeatTransaction:input_type -> assent.v1.HeartbeatTransactionRequest
+	19, // 58: assent.v1.TransactionService.ListLocks:input_type -> assent.v1.ListLocksRequest
+	23, // 59: assent.v1.TransactionService.ListDeadlocks:input_type -> assent.v1.ListDeadlocksRequest
+	29, // 60: assent.v1.TransactionService.GetTransaction:input_type -> assent.v1.GetTransactionRequest
+	30, // 61: assent.v1.TransactionService.ListTransactions:input_type -> assent.v1.ListTransactionsRequest
+	32, // 62: assent.v1.TransactionService.RollbackTransaction:input_type -> assent.v1.RollbackTransactionRequest
+	33, // 63: assent.v1.TransactionService.ResolveTransaction:input_type -> assent.v1.ResolveTransactionRequest
+	38, // 64: assent.v1.RegistryService.PutService:input_type -> assent.v1.PutServiceRequest
+	42, // 65: assent.v1.RegistryService.GetService:input_type -> assent.v1.GetServiceRequest
+	43, // 66: assent.v1.RegistryService.ListServices:input_type -> assent.v1.ListServicesRequest
+	45, // 67: assent.v1.RegistryService.DeleteService:input_type -> assent.v1.DeleteServiceRequest
+	34, // 68: assent.v1.TransactionService.SubmitTransaction:output_type -> assent.v1.Transaction
+	34, // 69: assent.v1.TransactionService.BeginTransaction:output_type -> assent.v1.Transaction
+	15, // 70: assent.v1.TransactionService.EnlistOperations:output_type -> assent.v1.EnlistOperationsResponse
+	34, // 71: assent.v1.TransactionService.AcquireLocks:output_type -> assent.v1.Transaction
+	34, // 72: assent.v1.TransactionService.CommitTransaction:output_type -> assent.v1.Transaction
+	34, // 73: assent.v1.TransactionService.HeartbeatTransaction:output_type -> assent.v1.Transaction
+	20, // 74: assent.v1.TransactionService.ListLocks:output_type -> assent.v1.ListLocksResponse
+	24, // 75: assent.v1.TransactionService.ListDeadlocks:output_type -> assent.v1.ListDeadlocksResponse
+	34, // 76: assent.v1.TransactionService.GetTransaction:output_type -> assent.v1.Transaction
+	31, // 77: assent.v1.TransactionService.ListTransactions:output_type -> assent.v1.ListTransactionsResponse
+	34, // 78: assent.v1.TransactionService.RollbackTransaction:output_type -> assent.v1.Transaction
+	34, // 79: assent.v1.TransactionService.ResolveTransaction:output_type -> assent.v1.Transaction
+	41, // 80: assent.v1.RegistryService.PutService:output_type -> assent.v1.Service
+	41, // 81: assent.v1.RegistryService.GetService:output_type -> assent.v1.Service
+	44, // 82: assent.v1.RegistryService.ListServices:output_type -> assent.v1.ListServicesResponse
+	41, // 83: assent.v1.RegistryService.DeleteService:output_type -> assent.v1.Service
+	68, // [68:84] is the sub-list for method output_type
+	52, // [52:68] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_assent_v1_assent_proto_init() }
@@ -2339,8 +3624,8 @@ func file_assent_v1_assent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assent_v1_assent_proto_rawDesc), len(file_assent_v1_assent_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   20,
+			NumEnums:      10,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -27,11 +27,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	TransactionService_SubmitTransaction_FullMethodName   = "/assent.v1.TransactionService/SubmitTransaction"
-	TransactionService_GetTransaction_FullMethodName      = "/assent.v1.TransactionService/GetTransaction"
-	TransactionService_ListTransactions_FullMethodName    = "/assent.v1.TransactionService/ListTransactions"
-	TransactionService_RollbackTransaction_FullMethodName = "/assent.v1.TransactionService/RollbackTransaction"
-	TransactionService_ResolveTransaction_FullMethodName  = "/assent.v1.TransactionService/ResolveTransaction"
+	TransactionService_SubmitTransaction_FullMethodName    = "/assent.v1.TransactionService/SubmitTransaction"
+	TransactionService_BeginTransaction_FullMethodName     = "/assent.v1.TransactionService/BeginTransaction"
+	TransactionService_EnlistOperations_FullMethodName     = "/assent.v1.TransactionService/EnlistOperations"
+	TransactionService_AcquireLocks_FullMethodName         = "/assent.v1.TransactionService/AcquireLocks"
+	TransactionService_CommitTransaction_FullMethodName    = "/assent.v1.TransactionService/CommitTransaction"
+	TransactionService_HeartbeatTransaction_FullMethodName = "/assent.v1.TransactionService/HeartbeatTransaction"
+	TransactionService_ListLocks_FullMethodName            = "/assent.v1.TransactionService/ListLocks"
+	TransactionService_ListDeadlocks_FullMethodName        = "/assent.v1.TransactionService/ListDeadlocks"
+	TransactionService_GetTransaction_FullMethodName       = "/assent.v1.TransactionService/GetTransaction"
+	TransactionService_ListTransactions_FullMethodName     = "/assent.v1.TransactionService/ListTransactions"
+	TransactionService_RollbackTransaction_FullMethodName  = "/assent.v1.TransactionService/RollbackTransaction"
+	TransactionService_ResolveTransaction_FullMethodName   = "/assent.v1.TransactionService/ResolveTransaction"
 )
 
 // TransactionServiceClient is the client API for TransactionService service.
@@ -47,6 +54,26 @@ type TransactionServiceClient interface {
 	// same id and body again is always safe: it executes once and answers the same
 	// outcome. When the request's deadline ends first, the current state is answered.
 	SubmitTransaction(ctx context.Context, in *SubmitTransactionRequest, opts ...grpc.CallOption) (*Transaction, error)
+	// Begin an interactive transaction: operations and locks follow step by step, and
+	// commit or rollback ends it. The same id and body again answer the same one.
+	BeginTransaction(ctx context.Context, in *BeginTransactionRequest, opts ...grpc.CallOption) (*Transaction, error)
+	// Add operations to an interactive transaction. Their locks are waited for first;
+	// those that run now are executed before the answer.
+	//
+	// The same step and body again do it once and answer the same. A transaction that
+	// was aborted meanwhile - as a deadlock's victim, say - is the answer, without results.
+	EnlistOperations(ctx context.Context, in *EnlistOperationsRequest, opts ...grpc.CallOption) (*EnlistOperationsResponse, error)
+	// Lock keys for an interactive transaction. Answered when all are held, or by the
+	// transaction's abort.
+	AcquireLocks(ctx context.Context, in *AcquireLocksRequest, opts ...grpc.CallOption) (*Transaction, error)
+	// Commit an interactive transaction: prepare every branch, then decide.
+	CommitTransaction(ctx context.Context, in *CommitTransactionRequest, opts ...grpc.CallOption) (*Transaction, error)
+	// Say that the client of an interactive transaction is alive.
+	HeartbeatTransaction(ctx context.Context, in *HeartbeatTransactionRequest, opts ...grpc.CallOption) (*Transaction, error)
+	// List locks that are held or waited for, in the order of services and keys.
+	ListLocks(ctx context.Context, in *ListLocksRequest, opts ...grpc.CallOption) (*ListLocksResponse, error)
+	// List the latest cycles of waiting that were broken, the latest first.
+	ListDeadlocks(ctx context.Context, in *ListDeadlocksRequest, opts ...grpc.CallOption) (*ListDeadlocksResponse, error)
 	// Tell the state of a transaction.
 	GetTransaction(ctx context.Context, in *GetTransactionRequest, opts ...grpc.CallOption) (*Transaction, error)
 	// List open and retained transactions in the order of their ids.
@@ -74,6 +101,76 @@ func (c *transactionServiceClient) SubmitTransaction(ctx context.Context, in *Su
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Transaction)
 	err := c.cc.Invoke(ctx, TransactionService_SubmitTransaction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *transactionServiceClient) BeginTransaction(ctx context.Context, in *BeginTransactionRequest, opts ...grpc.CallOption) (*Transaction, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Transaction)
+	err := c.cc.Invoke(ctx, TransactionService_BeginTransaction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *transactionServiceClient) EnlistOperations(ctx context.Context, in *EnlistOperationsRequest, opts ...grpc.CallOption) (*EnlistOperationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnlistOperationsResponse)
+	err := c.cc.Invoke(ctx, TransactionService_EnlistOperations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *transactionServiceClient) AcquireLocks(ctx context.Context, in *AcquireLocksRequest, opts ...grpc.CallOption) (*Transaction, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Transaction)
+	err := c.cc.Invoke(ctx, TransactionService_AcquireLocks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *transactionServiceClient) CommitTransaction(ctx context.Context, in *CommitTransactionRequest, opts ...grpc.CallOption) (*Transaction, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Transaction)
+	err := c.cc.Invoke(ctx, TransactionService_CommitTransaction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *transactionServiceClient) HeartbeatTransaction(ctx context.Context, in *HeartbeatTransactionRequest, opts ...grpc.CallOption) (*Transaction, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Transaction)
+	err := c.cc.Invoke(ctx, TransactionService_HeartbeatTransaction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *transactionServiceClient) ListLocks(ctx context.Context, in *ListLocksRequest, opts ...grpc.CallOption) (*ListLocksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListLocksResponse)
+	err := c.cc.Invoke(ctx, TransactionService_ListLocks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *transactionServiceClient) ListDeadlocks(ctx context.Context, in *ListDeadlocksRequest, opts ...grpc.CallOption) (*ListDeadlocksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDeadlocksResponse)
+	err := c.cc.Invoke(ctx, TransactionService_ListDeadlocks_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +230,26 @@ type TransactionServiceServer interface {
 	// same id and body again is always safe: it executes once and answers the same
 	// outcome. When the request's deadline ends first, the current state is answered.
 	SubmitTransaction(context.Context, *SubmitTransactionRequest) (*Transaction, error)
+	// Begin an interactive transaction: operations and locks follow step by step, and
+	// commit or rollback ends it. The same id and body again answer the same one.
+	BeginTransaction(context.Context, *BeginTransactionRequest) (*Transaction, error)
+	// Add operations to an interactive transaction. Their locks are waited for first;
+	// those that run now are executed before the answer.
+	//
+	// The same step and body again do it once and answer the same. A transaction that
+	// was aborted meanwhile - as a deadlock's victim, say - is the answer, without results.
+	EnlistOperations(context.Context, *EnlistOperationsRequest) (*EnlistOperationsResponse, error)
+	// Lock keys for an interactive transaction. Answered when all are held, or by the
+	// transaction's abort.
+	AcquireLocks(context.Context, *AcquireLocksRequest) (*Transaction, error)
+	// Commit an interactive transaction: prepare every branch, then decide.
+	CommitTransaction(context.Context, *CommitTransactionRequest) (*Transaction, error)
+	// Say that the client of an interactive transaction is alive.
+	HeartbeatTransaction(context.Context, *HeartbeatTransactionRequest) (*Transaction, error)
+	// List locks that are held or waited for, in the order of services and keys.
+	ListLocks(context.Context, *ListLocksRequest) (*ListLocksResponse, error)
+	// List the latest cycles of waiting that were broken, the latest first.
+	ListDeadlocks(context.Context, *ListDeadlocksRequest) (*ListDeadlocksResponse, error)
 	// Tell the state of a transaction.
 	GetTransaction(context.Context, *GetTransactionRequest) (*Transaction, error)
 	// List open and retained transactions in the order of their ids.
@@ -158,6 +275,27 @@ type UnimplementedTransactionServiceServer struct{}
 
 func (UnimplementedTransactionServiceServer) SubmitTransaction(context.Context, *SubmitTransactionRequest) (*Transaction, error) {
 	return nil, status.Error(codes.Unimplemented, "method SubmitTransaction not implemented")
+}
+func (UnimplementedTransactionServiceServer) BeginTransaction(context.Context, *BeginTransactionRequest) (*Transaction, error) {
+	return nil, status.Error(codes.Unimplemented, "method BeginTransaction not implemented")
+}
+func (UnimplementedTransactionServiceServer) EnlistOperations(context.Context, *EnlistOperationsRequest) (*EnlistOperationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EnlistOperations not implemented")
+}
+func (UnimplementedTransactionServiceServer) AcquireLocks(context.Context, *AcquireLocksRequest) (*Transaction, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcquireLocks not implemented")
+}
+func (UnimplementedTransactionServiceServer) CommitTransaction(context.Context, *CommitTransactionRequest) (*Transaction, error) {
+	return nil, status.Error(codes.Unimplemented, "method CommitTransaction not implemented")
+}
+func (UnimplementedTransactionServiceServer) HeartbeatTransaction(context.Context, *HeartbeatTransactionRequest) (*Transaction, error) {
+	return nil, status.Error(codes.Unimplemented, "method HeartbeatTransaction not implemented")
+}
+func (UnimplementedTransactionServiceServer) ListLocks(context.Context, *ListLocksRequest) (*ListLocksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListLocks not implemented")
+}
+func (UnimplementedTransactionServiceServer) ListDeadlocks(context.Context, *ListDeadlocksRequest) (*ListDeadlocksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDeadlocks not implemented")
 }
 func (UnimplementedTransactionServiceServer) GetTransaction(context.Context, *GetTransactionRequest) (*Transaction, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetTransaction not implemented")
@@ -206,6 +344,132 @@ func _TransactionService_SubmitTransaction_Handler(srv interface{}, ctx context.
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(TransactionServiceServer).SubmitTransaction(ctx, req.(*SubmitTransactionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TransactionService_BeginTransaction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BeginTransactionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TransactionServiceServer).BeginTransaction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TransactionService_BeginTransaction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TransactionServiceServer).BeginTransaction(ctx, req.(*BeginTransactionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TransactionService_EnlistOperations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnlistOperationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TransactionServiceServer).EnlistOperations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TransactionService_EnlistOperations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TransactionServiceServer).EnlistOperations(ctx, req.(*EnlistOperationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TransactionService_AcquireLocks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcquireLocksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TransactionServiceServer).AcquireLocks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TransactionService_AcquireLocks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TransactionServiceServer).AcquireLocks(ctx, req.(*AcquireLocksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TransactionService_CommitTransaction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CommitTransactionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TransactionServiceServer).CommitTransaction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TransactionService_CommitTransaction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TransactionServiceServer).CommitTransaction(ctx, req.(*CommitTransactionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TransactionService_HeartbeatTransaction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HeartbeatTransactionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TransactionServiceServer).HeartbeatTransaction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TransactionService_HeartbeatTransaction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TransactionServiceServer).HeartbeatTransaction(ctx, req.(*HeartbeatTransactionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TransactionService_ListLocks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListLocksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TransactionServiceServer).ListLocks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TransactionService_ListLocks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TransactionServiceServer).ListLocks(ctx, req.(*ListLocksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TransactionService_ListDeadlocks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDeadlocksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TransactionServiceServer).ListDeadlocks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TransactionService_ListDeadlocks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TransactionServiceServer).ListDeadlocks(ctx, req.(*ListDeadlocksRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -292,6 +556,34 @@ var TransactionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SubmitTransaction",
 			Handler:    _TransactionService_SubmitTransaction_Handler,
+		},
+		{
+			MethodName: "BeginTransaction",
+			Handler:    _TransactionService_BeginTransaction_Handler,
+		},
+		{
+			MethodName: "EnlistOperations",
+			Handler:    _TransactionService_EnlistOperations_Handler,
+		},
+		{
+			MethodName: "AcquireLocks",
+			Handler:    _TransactionService_AcquireLocks_Handler,
+		},
+		{
+			MethodName: "CommitTransaction",
+			Handler:    _TransactionService_CommitTransaction_Handler,
+		},
+		{
+			MethodName: "HeartbeatTransaction",
+			Handler:    _TransactionService_HeartbeatTransaction_Handler,
+		},
+		{
+			MethodName: "ListLocks",
+			Handler:    _TransactionService_ListLocks_Handler,
+		},
+		{
+			MethodName: "ListDeadlocks",
+			Handler:    _TransactionService_ListDeadlocks_Handler,
 		},
 		{
 			MethodName: "GetTransaction",

@@ -38,13 +38,26 @@ const (
 	ReasonUnsupportedContent Reason = "UNSUPPORTED_MEDIA"   // a body that is not plain JSON
 	ReasonTooManyServices    Reason = "TOO_MANY_SERVICES"   // registry limit
 	ReasonNotAHazard         Reason = "NOT_A_HAZARD"        // resolve asked for a transaction without an open hazard
+	ReasonNotInteractive     Reason = "NOT_INTERACTIVE"     // a step or commit asked of a one-shot transaction
+	ReasonAlreadyDecided     Reason = "ALREADY_DECIDED"     // a step or lock asked of a transaction that has its decision
+	ReasonCommitAsked        Reason = "COMMIT_ASKED"        // a step asked after commit was
+	ReasonStepConflict       Reason = "STEP_CONFLICT"       // same step, other body
+	ReasonStepPending        Reason = "STEP_PENDING"        // commit asked while a step is under way
+	ReasonTooManySteps       Reason = "TOO_MANY_STEPS"      // of one transaction
+	ReasonTooManyWaiters     Reason = "TOO_MANY_WAITERS"    // at one lock key
+	ReasonCannotExecute      Reason = "CANNOT_EXECUTE"      // "when": "now" at a service without an execute endpoint
 	ReasonCrossOrigin        Reason = "CROSS_ORIGIN"        // sent by a web page of another origin
 )
 
 // Why a transaction aborted.
 const (
-	ReasonVotedNo        Reason = "VOTED_NO"        // a participant refused
-	ReasonTimeout        Reason = "TIMEOUT"         // the timeout ended while participants were asked
-	ReasonLockTimeout    Reason = "LOCK_TIMEOUT"    // the timeout ended while waiting for a lock
-	ReasonClientRollback Reason = "CLIENT_ROLLBACK" // a client asked for it
+	ReasonVotedNo         Reason = "VOTED_NO"         // a participant refused
+	ReasonTimeout         Reason = "TIMEOUT"          // the timeout ended while participants were asked
+	ReasonLockTimeout     Reason = "LOCK_TIMEOUT"     // the timeout ended while waiting for a lock
+	ReasonClientRollback  Reason = "CLIENT_ROLLBACK"  // a client asked for it
+	ReasonDeadlock        Reason = "DEADLOCK"         // waited in a cycle, and was the youngest there
+	ReasonIdleTimeout     Reason = "IDLE_TIMEOUT"     // the client of an interactive transaction was silent too long
+	ReasonExecuteRefused  Reason = "EXECUTE_REFUSED"  // a participant refused an operation that was to run at once
+	ReasonExecuteConflict Reason = "EXECUTE_CONFLICT" // the same for now: a new transaction may succeed
+	ReasonExecutionLost   Reason = "EXECUTION_LOST"   // a participant lost what it had executed
 )
