@@ -246,7 +246,7 @@ func (r *runner) call(c *shard.Call) {
 	out := &rm.Call{
 		Phase: phases[c.Phase], Cluster: r.n.cluster, Service: c.Service, Generation: c.Generation, Txn: c.ID, Branch: c.Branch + 1, Attempt: c.Attempt,
 		Term: c.Term, Shard: r.idx, Shards: r.n.cfg.Shards, Token: c.Token, Forgotten: c.Forgotten, OnePhase: c.OnePhase,
-		Operations: c.Operations, Digest: c.Digest, First: c.First, Executed: c.Executed, Execution: c.Execution, TraceParent: c.TraceParent,
+		Operations: c.Operations, Digest: c.Digest, First: c.First, Executed: c.Executed, Opened: c.Opened, Execution: c.Execution, TraceParent: c.TraceParent,
 	}
 	r.n.caller.Call(out, e.endpoint, func(res rm.Result) {
 		failpointCall("after-call", done.Phase) // c is the shard's again by now

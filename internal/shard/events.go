@@ -232,6 +232,7 @@ type Call struct {
 	Digest      [32]byte // prepare: over what was executed and Operations; execute: up to and with Operations
 	First       uint32   // execute only: how many operations of the branch ran before these
 	Executed    uint32   // prepare only: how many operations ran before, by execute
+	Opened      bool     // execute only: results may have been told before, by an earlier leader
 	Execution   string   // execute and prepare: of the open local transaction; empty: not known
 	TraceParent string
 }

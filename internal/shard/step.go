@@ -268,6 +268,7 @@ func (s *Shard) fillExecute(c *Call, rec *txn.Branch, b *branchRun) {
 	c.Operations = rec.Executed[b.executed:b.asked]
 	c.Digest = digest(b.digest, b.executed, c.Operations)
 	c.Execution = b.execution
+	c.Opened = b.inherited > 0 || b.executed > 0
 }
 
 // executed takes the answer to an execute.

@@ -1,0 +1,350 @@
+package node_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/assent-tx/assent/internal/lists"
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/shard"
+)
+
+// addLists registers a real participant with lists.
+func (s *system) addLists(name string) *lists.Service {
+	s.t.Helper()
+	l, err := lists.Open(s.t.TempDir(), name, nil)
+	if err == nil {
+		err = l.Serve("127.0.0.1:0")
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { l.Close() })
+	base := l.URL()
+	if _, err := s.node.PutService(s.t.Context(), node.ServiceSpec{
+		Name: name, PrepareURL: base + "/prepare", CommitURL: base + "/commit", RollbackURL: base + "/rollback", StatusURL: base + "/status", ExecuteURL: base + "/execute",
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	return l
+}
+
+func listOp(service, op, key string, value int64, mode node.LockMode, now bool) node.StepOperation {
+	payload, _ := json.Marshal(lists.Operation{Op: op, Key: key, Value: value})
+	return node.StepOperation{Now: now, Operation: node.Operation{Service: service, Payload: payload, Locks: []node.DeclaredLock{{Key: key, Mode: mode}}}}
+}
+
+func (s *system) begin(b node.Beginning) node.Transaction {
+	s.t.Helper()
+	if b.ID == "" {
+		b.ID = node.NewID().String()
+	}
+	t, err := s.node.Begin(s.t.Context(), b)
+	if err != nil || t.State != "active" || !t.Interactive {
+		s.t.Fatalf("begin: %+v, %v", t, err)
+	}
+	return t
+}
+
+func (s *system) step(id string, number uint32, ops ...node.StepOperation) node.Transaction {
+	s.t.Helper()
+	t, err := s.node.Enlist(s.t.Context(), id, node.Step{Number: number, Operations: ops})
+	if err != nil {
+		s.t.Fatalf("step %d: %v", number, err)
+	}
+	return t
+}
+
+func code(err error) reason.Code {
+	var e *reason.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return ""
+}
+
+func TestInteractive(t *testing.T) {
+	s := start(t, nil)
+	a, b := s.addLists("a"), s.addLists("b")
+	tx := s.begin(node.Beginning{})
+	// The same beginning again is the same transaction.
+	if again, err := s.node.Begin(t.Context(), node.Beginning{ID: tx.ID}); err != nil || !again.Replayed {
+		t.Errorf("begun again: %+v, %v", again, err)
+	}
+	if _, err := s.node.Begin(t.Context(), node.Beginning{ID: tx.ID, Timeout: time.Minute}); code(err) != reason.IDConflict {
+		t.Errorf("begun otherwise: %v", err)
+	}
+	r := s.step(tx.ID, 1, listOp("a", "append", "x", 7, node.Exclusive, true), listOp("a", "read", "x", 0, node.Shared, true), listOp("b", "append", "y", 8, node.Exclusive, false))
+	if got := fmt.Sprintf("%s", r.StepResults); got != "[null [7] ]" || r.StepResults[2] != nil {
+		t.Errorf("results %s", got)
+	}
+	again := s.step(tx.ID, 1, listOp("a", "append", "x", 7, node.Exclusive, true), listOp("a", "read", "x", 0, node.Shared, true), listOp("b", "append", "y", 8, node.Exclusive, false))
+	if !again.Replayed || fmt.Sprintf("%s", again.StepResults) != fmt.Sprintf("%s", r.StepResults) {
+		t.Errorf("repeated: %+v", again)
+	}
+	if _, err := s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("a", "read", "x", 0, node.Shared, true)}}); code(err) != reason.StepConflict {
+		t.Errorf("another step 1: %v", err)
+	}
+	if values, pending, err := a.List(t.Context(), "x"); err != nil || len(values) != 0 || pending != 0 {
+		t.Errorf("before commit: %v, %d pending, %v", values, pending, err)
+	}
+	done, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted)
+	if err != nil || done.State != "committed" {
+		t.Fatalf("commit: %+v, %v", done, err)
+	}
+	if done, err = s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || done.State != "committed" || !done.Replayed {
+		t.Errorf("commit again: %+v, %v", done, err)
+	}
+	for _, c := range []struct {
+		l    *lists.Service
+		key  string
+		want string
+	}{{a, "x", "[7]"}, {b, "y", "[8]"}} {
+		if values, pending, err := c.l.List(t.Context(), c.key); err != nil || fmt.Sprint(values) != c.want || pending != 0 {
+			t.Errorf("%s: %v, %d pending, %v", c.key, values, pending, err)
+		}
+	}
+	// A step after the end is answered by the end.
+	if late := s.step(tx.ID, 9, listOp("a", "read", "x", 0, node.Shared, true)); late.State != "committed" || late.StepResults != nil {
+		t.Errorf("a late step: %+v", late)
+	}
+}
+
+func TestInteractiveRefusals(t *testing.T) {
+	s := start(t, nil)
+	s.addLists("a")
+	f := newFake(t, "f")
+	s.register(f, nil)
+	tx := s.begin(node.Beginning{})
+	read := listOp("a", "read", "x", 0, node.Shared, true)
+	for name, c := range map[string]struct {
+		id   string
+		step node.Step
+		want reason.Code
+	}{
+		"unknown transaction": {node.NewID().String(), node.Step{Number: 1, Operations: []node.StepOperation{read}}, reason.NotFound},
+		"unknown service":     {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("nobody", "read", "x", 0, node.Shared, true)}}, reason.UnknownService},
+		"lock of an unknown service": {
+			tx.ID, node.Step{Number: 1, Locks: []node.ServiceLock{{Service: "nobody", DeclaredLock: node.DeclaredLock{Key: "x"}}}}, reason.UnknownService,
+		},
+		"no number":         {tx.ID, node.Step{Operations: []node.StepOperation{read}}, reason.InvalidField},
+		"nothing to do":     {tx.ID, node.Step{Number: 1}, reason.EmptyOperations},
+		"cannot execute":    {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("f", "read", "x", 0, node.Shared, true)}}, reason.CannotExecute},
+		"a malformed key":   {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("a", "read", "x/", 0, node.Shared, true)}}, reason.InvalidKey},
+		"a range":           {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("a", "read", "x/[1,2)", 0, node.Shared, true)}}, reason.InvalidKey},
+		"beyond the limits": {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{read}, Refusal: reason.New(reason.TooManyKeys, "", "too many")}, reason.TooManyKeys},
+	} {
+		if r, err := s.node.Enlist(t.Context(), c.id, c.step); code(err) != c.want {
+			t.Errorf("%s: %+v, %v; want %s", name, r, err, c.want)
+		}
+	}
+	if state, err := s.node.Transaction(t.Context(), tx.ID); err != nil || state.State != "active" || len(state.Branches) != 0 {
+		t.Errorf("after refusals: %+v, %v", state, err)
+	}
+	one, err := s.node.Submit(t.Context(), node.Submission{ID: node.NewID().String(), Operations: []node.Operation{{Service: "f", Payload: []byte(`1`)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.node.Enlist(t.Context(), one.ID, node.Step{Number: 1, Operations: []node.StepOperation{read}}); code(err) != reason.NotInteractive {
+		t.Errorf("a step of a one-shot transaction: %v", err)
+	}
+	if _, err := s.node.Commit(t.Context(), one.ID, node.WaitDefault); code(err) != reason.NotInteractive {
+		t.Errorf("commit of a one-shot transaction: %v", err)
+	}
+	if _, err := s.node.Commit(t.Context(), node.NewID().String(), node.WaitDefault); code(err) != reason.NotFound {
+		t.Errorf("commit of nothing: %v", err)
+	}
+	// What a participant refuses ends the transaction.
+	r := s.step(tx.ID, 1, listOp("a", "multiply", "x", 0, node.Shared, true))
+	if r.State != "aborted" && r.State != "aborting" || r.Abort.Reason != reason.ExecuteRefused || r.Abort.Service != "a" || !strings.Contains(r.Abort.Message, "multiply") {
+		t.Errorf("refused by the participant: %+v", r)
+	}
+	if r, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || r.State != "aborted" {
+		t.Errorf("commit of an aborted one: %+v, %v", r, err)
+	}
+	// Without anything done, commit has nothing to ask for.
+	empty := s.begin(node.Beginning{})
+	if r, err := s.node.Commit(t.Context(), empty.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Errorf("commit of nothing done: %+v, %v", r, err)
+	}
+}
+
+// TestInteractiveIdle: a client that dies holds its locks no longer than the limit.
+func TestInteractiveIdle(t *testing.T) {
+	s := start(t, nil)
+	s.addLists("a")
+	dead := s.begin(node.Beginning{IdleTimeout: 150 * time.Millisecond})
+	s.step(dead.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
+	next := s.begin(node.Beginning{IdleTimeout: 150 * time.Millisecond}) // waits longer than it may be silent
+	if r := s.step(next.ID, 1, listOp("a", "append", "x", 2, node.Exclusive, true)); r.State != "active" {
+		t.Fatalf("the next: %+v", r)
+	}
+	if r, err := s.node.Transaction(t.Context(), dead.ID); err != nil || r.Abort == nil || r.Abort.Reason != reason.IdleTimeout {
+		t.Errorf("the dead client's: %+v, %v", r, err)
+	}
+	for range 8 {
+		time.Sleep(40 * time.Millisecond) // the client's, not the test's: it works between its heartbeats
+		if _, err := s.node.Heartbeat(t.Context(), next.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r, err := s.node.Commit(t.Context(), next.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Errorf("the living client's: %+v, %v", r, err)
+	}
+}
+
+// TestInteractiveDeadlock: two transactions cross; the younger dies, and its retry
+// keeps its age.
+func TestInteractiveDeadlock(t *testing.T) {
+	s := start(t, nil)
+	s.addLists("a")
+	elder, younger := s.begin(node.Beginning{}), s.begin(node.Beginning{})
+	s.step(elder.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, false))
+	s.step(younger.ID, 1, listOp("a", "append", "y", 2, node.Exclusive, false))
+	var waits sync.WaitGroup
+	waits.Go(func() {
+		if r := s.step(elder.ID, 2, listOp("a", "append", "y", 3, node.Exclusive, false)); r.State != "active" {
+			t.Errorf("the elder: %+v", r)
+		}
+	})
+	s.eventually("the elder waits", func() bool {
+		page, err := s.node.Locks(t.Context(), node.LockQuery{Service: "a", Waited: true})
+		return err == nil && len(page.Locks) == 1 && page.Locks[0].Key == "y" && len(page.Locks[0].Waiters) == 1 && page.Locks[0].Holders[0].Transaction == younger.ID
+	})
+	r := s.step(younger.ID, 2, listOp("a", "append", "x", 4, node.Exclusive, false))
+	waits.Wait()
+	if r.Abort == nil || r.Abort.Reason != reason.Deadlock || !strings.Contains(r.Abort.Message, elder.ID) {
+		t.Fatalf("the younger: %+v", r)
+	}
+	found, err := s.node.Deadlocks(t.Context())
+	if err != nil || len(found) != 1 || found[0].Victim != younger.ID || len(found[0].Cycle) != 2 || found[0].Restarted {
+		t.Errorf("deadlocks: %+v, %v", found, err)
+	}
+	retry := s.begin(node.Beginning{RetryOf: younger.ID})
+	if !retry.Age.Equal(r.Age) {
+		t.Errorf("the retry is of %v, the victim was of %v", retry.Age, r.Age)
+	}
+	if r, err := s.node.Commit(t.Context(), elder.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Errorf("the elder: %+v, %v", r, err)
+	}
+}
+
+// TestInteractiveUpgrade: of two readers that both want to write, one dies; with update
+// locks none does.
+func TestInteractiveUpgrade(t *testing.T) {
+	s := start(t, nil)
+	s.addLists("a")
+	for mode, victims := range map[node.LockMode]int{node.Shared: 1, node.Update: 0} {
+		var died int
+		var mu sync.Mutex
+		var all, both sync.WaitGroup
+		both.Add(2)
+		for range 2 {
+			all.Go(func() {
+				tx := s.begin(node.Beginning{})
+				if mode == node.Update {
+					both.Done()
+				}
+				lock := node.ServiceLock{Service: "a", DeclaredLock: node.DeclaredLock{Key: "x", Mode: mode}}
+				if _, err := s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Locks: []node.ServiceLock{lock}}); err != nil {
+					t.Error(err)
+				}
+				if mode == node.Shared {
+					both.Done()
+				}
+				both.Wait()
+				r := s.step(tx.ID, 2, listOp("a", "append", "x", int64(rand.Uint32()), node.Exclusive, false))
+				if r.Abort != nil && r.Abort.Reason == reason.Deadlock {
+					mu.Lock()
+					died++
+					mu.Unlock()
+					return
+				}
+				if r, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+					t.Errorf("commit: %+v, %v", r, err)
+				}
+			})
+		}
+		all.Wait()
+		if died != victims {
+			t.Errorf("mode %d: %d victims, want %d", mode, died, victims)
+		}
+	}
+}
+
+// TestInteractiveRestart: a coordinator that is started again goes on with what clients
+// have begun: the participant repeats its results.
+func TestInteractiveRestart(t *testing.T) {
+	s := start(t, nil)
+	a := s.addLists("a")
+	tx := s.begin(node.Beginning{})
+	op := listOp("a", "append", "x", 5, node.Exclusive, true)
+	read := listOp("a", "read", "x", 0, node.Exclusive, true)
+	s.step(tx.ID, 1, op, read)
+	s.restart()
+	if r := s.step(tx.ID, 1, op, read); fmt.Sprintf("%s", r.StepResults) != "[null [5]]" || !r.Replayed {
+		t.Errorf("after a restart: %+v", r)
+	}
+	if r := s.step(tx.ID, 2, read); fmt.Sprintf("%s", r.StepResults) != "[[5]]" {
+		t.Errorf("the next step: %s", r.StepResults)
+	}
+	if r, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Errorf("commit: %+v, %v", r, err)
+	}
+	if values, pending, err := a.List(t.Context(), "x"); err != nil || fmt.Sprint(values) != "[5]" || pending != 0 {
+		t.Errorf("%v, %d pending, %v", values, pending, err)
+	}
+}
+
+// TestInteractiveParticipantLosesWork: what it executed is gone with its process, and
+// the transaction with it.
+func TestInteractiveParticipantLosesWork(t *testing.T) {
+	s := start(t, func(c *shard.Config) { c.PrepareBackoffUs = 1_000 })
+	dir := t.TempDir()
+	open := func() *lists.Service {
+		l, err := lists.Open(dir, "a", nil)
+		if err == nil {
+			err = l.Serve("127.0.0.1:0")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := l.URL()
+		if _, err := s.node.PutService(t.Context(), node.ServiceSpec{
+			Name: "a", PrepareURL: base + "/prepare", CommitURL: base + "/commit", RollbackURL: base + "/rollback", ExecuteURL: base + "/execute",
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	l := open()
+	one, two := s.begin(node.Beginning{}), s.begin(node.Beginning{})
+	s.step(one.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open()
+	defer func() { _ = l.Close() }()
+	if r := s.step(one.ID, 2, listOp("a", "append", "x", 2, node.Exclusive, true)); r.Abort == nil || r.Abort.Reason != reason.ExecutionLost {
+		t.Errorf("a further step: %+v", r)
+	}
+	s.step(two.ID, 1, listOp("a", "append", "x", 3, node.Exclusive, true))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open()
+	if r, err := s.node.Commit(t.Context(), two.ID, node.WaitCompleted); err != nil || r.Abort == nil || r.Abort.Reason != reason.VotedNo || !strings.Contains(r.Abort.Message, "EXECUTION_LOST") {
+		t.Errorf("commit: %+v, %v", r, err)
+	}
+	if values, pending, err := l.List(context.Background(), "x"); err != nil || len(values)+pending != 0 {
+		t.Errorf("%v, %d pending, %v", values, pending, err)
+	}
+}
