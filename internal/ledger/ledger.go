@@ -4,13 +4,13 @@
 //
 // It works by reserve, confirm, cancel: prepare takes the money out of a debited
 // account's balance and writes a hold; commit turns the hold into an entry;
-// rollback gives the money back.
+// rollback gives the money back. Lists that are appended to stand beside the
+// accounts; see Operation. All operations may be executed before the prepare.
 package ledger
 
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,13 +27,6 @@ import (
 	"github.com/assent-tx/assent/participant"
 )
 
-// Posting is the payload of an operation: what one transfer does to one account.
-type Posting struct {
-	Transfer string `json:"transfer"` // id of the transfer, unique in the book
-	Account  int64  `json:"account"`
-	Amount   int64  `json:"amount"` // negative: debit, refused if the balance does not cover it
-}
-
 // Ledger is one account book and its participant.
 type Ledger struct {
 	name string
@@ -49,6 +42,9 @@ CREATE TABLE IF NOT EXISTS account (id INTEGER PRIMARY KEY, balance INTEGER NOT 
 CREATE TABLE IF NOT EXISTS hold    (txn TEXT NOT NULL, branch INTEGER NOT NULL, n INTEGER NOT NULL, transfer TEXT NOT NULL UNIQUE,
                                     account INTEGER NOT NULL, amount INTEGER NOT NULL, PRIMARY KEY (txn, branch, n));
 CREATE TABLE IF NOT EXISTS entry   (transfer TEXT PRIMARY KEY, txn TEXT NOT NULL, account INTEGER NOT NULL, amount INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS element (list TEXT NOT NULL, n INTEGER NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (list, n));
+CREATE TABLE IF NOT EXISTS pending (txn TEXT NOT NULL, branch INTEGER NOT NULL, n INTEGER NOT NULL, list TEXT NOT NULL, value INTEGER NOT NULL,
+                                    PRIMARY KEY (txn, branch, n));
 `
 
 // Open opens or creates the book dir/name.db with accounts 1 to accounts, each
@@ -63,14 +59,17 @@ func Open(dir, name string, accounts int, balance int64, logger *slog.Logger) (*
 	if err != nil {
 		return nil, fmt.Errorf("open ledger %s: %w", name, err)
 	}
-	// One writer at a time is SQLite's rule; a queue here is kinder than busy errors.
-	db.SetMaxOpenConns(1)
+	// The participant queues the writers; the others read while a branch is open.
+	db.SetMaxOpenConns(maxSQLiteConns)
 	l := &Ledger{name: name, db: db, sql: func(q string) string { return q }}
 	return l.open(schema, participant.SQLite(), accounts, balance, logger)
 }
 
-// maxPostgresConns bounds the connections of one book.
-const maxPostgresConns = 32
+// Connections of one book.
+const (
+	maxSQLiteConns   = 4
+	maxPostgresConns = 32
+)
 
 // OpenPostgreSQL is Open for a PostgreSQL database, which holds this one book.
 func OpenPostgreSQL(dsn, name string, accounts int, balance int64, logger *slog.Logger) (*Ledger, error) {
@@ -115,72 +114,6 @@ func (l *Ledger) create(schema string, accounts int, balance int64) error {
 		}
 	}
 	return tx.Commit()
-}
-
-// Prepare implements participant.Handler: it reserves.
-func (l *Ledger) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
-	var results []json.RawMessage
-	for n, op := range b.Operations {
-		var p Posting
-		if err := json.Unmarshal(op, &p); err != nil || p.Transfer == "" || p.Amount == 0 {
-			return nil, participant.No("not a posting: a transfer, an account and an amount are needed")
-		}
-		// Commit may not fail, so what it will write must be possible now.
-		var booked bool
-		if err := tx.QueryRowContext(ctx, l.sql(`SELECT EXISTS (SELECT 1 FROM entry WHERE transfer = ?1) OR EXISTS (SELECT 1 FROM hold WHERE transfer = ?1)`),
-			p.Transfer).Scan(&booked); err != nil {
-			return nil, err
-		}
-		if booked {
-			return nil, participant.No(fmt.Sprintf("transfer %q is booked already", p.Transfer))
-		}
-		take := min(p.Amount, 0) // a credit is booked at commit, when it is certain
-		res, err := tx.ExecContext(ctx, l.sql(`UPDATE account SET balance = balance + ?1 WHERE id = ?2 AND balance + ?1 >= 0`), take, p.Account)
-		if err != nil {
-			return nil, err
-		}
-		if changed, err := res.RowsAffected(); err != nil {
-			return nil, err
-		} else if changed == 0 {
-			return nil, participant.No(fmt.Sprintf("account %d does not exist or does not hold %d", p.Account, -p.Amount))
-		}
-		if _, err := tx.ExecContext(ctx, l.sql(`INSERT INTO hold (txn, branch, n, transfer, account, amount) VALUES (?1, ?2, ?3, ?4, ?5, ?6)`),
-			b.Transaction, b.Number, n, p.Transfer, p.Account, p.Amount); err != nil {
-			return nil, err
-		}
-		var balance int64
-		if err := tx.QueryRowContext(ctx, l.sql(`SELECT balance FROM account WHERE id = ?1`), p.Account).Scan(&balance); err != nil {
-			return nil, err
-		}
-		results = append(results, fmt.Appendf(nil, `{"account":%d,"balance":%d}`, p.Account, balance+max(p.Amount, 0)))
-	}
-	return results, nil
-}
-
-// Commit implements participant.Handler: it confirms.
-func (l *Ledger) Commit(ctx context.Context, tx *sql.Tx, b participant.Branch) error {
-	if _, err := tx.ExecContext(ctx, l.sql(`INSERT INTO entry (transfer, txn, account, amount)
-		SELECT transfer, txn, account, amount FROM hold WHERE txn = ?1 AND branch = ?2`), b.Transaction, b.Number); err != nil {
-		return err
-	}
-	return l.settle(ctx, tx, b, 1)
-}
-
-// Rollback implements participant.Handler: it cancels.
-func (l *Ledger) Rollback(ctx context.Context, tx *sql.Tx, b participant.Branch) error {
-	return l.settle(ctx, tx, b, -1)
-}
-
-// settle books what prepare left open - credits of a commit (sign 1), debits of a
-// rollback (sign -1) - and removes the holds.
-func (l *Ledger) settle(ctx context.Context, tx *sql.Tx, b participant.Branch, sign int64) error {
-	if _, err := tx.ExecContext(ctx, l.sql(`UPDATE account SET balance = balance + h.sum
-		FROM (SELECT account, SUM(CASE WHEN amount * ?1 > 0 THEN amount * ?1 ELSE 0 END) AS sum FROM hold WHERE txn = ?2 AND branch = ?3 GROUP BY account) AS h
-		WHERE account.id = h.account`), sign, b.Transaction, b.Number); err != nil {
-		return err
-	}
-	_, err := tx.ExecContext(ctx, l.sql(`DELETE FROM hold WHERE txn = ?1 AND branch = ?2`), b.Transaction, b.Number)
-	return err
 }
 
 // Serve serves the participant, and the book for people, on a loopback address

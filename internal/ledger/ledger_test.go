@@ -31,15 +31,19 @@ func open(t *testing.T, dir, name string) *Ledger {
 func TestConformance(t *testing.T) {
 	t.Run("SQLite", func(t *testing.T) {
 		dir := t.TempDir()
-		conforms(t, func() (*Ledger, error) { return Open(dir, "bank", 5, 1000, nil) })
+		conforms(t, true, func() (*Ledger, error) { return Open(dir, "bank", 5, 1000, nil) })
 	})
 	t.Run("PostgreSQL", func(t *testing.T) {
 		server := pgtest.Start(t)
-		conforms(t, func() (*Ledger, error) { return OpenPostgreSQL(server.DSN("postgres"), "bank", 5, 1000, nil) })
+		conforms(t, false, func() (*Ledger, error) { return OpenPostgreSQL(server.DSN("postgres"), "bank", 5, 1000, nil) })
 	})
 }
 
-func conforms(t *testing.T, open func() (*Ledger, error)) {
+func constantly(payload string) func(string) json.RawMessage {
+	return func(string) json.RawMessage { return json.RawMessage(payload) }
+}
+
+func conforms(t *testing.T, oneOpen bool, open func() (*Ledger, error)) {
 	var l *Ledger
 	serve := func() error {
 		var err error
@@ -74,6 +78,7 @@ func conforms(t *testing.T, open func() (*Ledger, error)) {
 	}
 	rmtest.Run(t, rmtest.Target{
 		Service: "bank", BaseURL: l.URL() + "/assent", OnePhase: true,
+		Execute: true, OneOpen: oneOpen, ReadOnly: constantly(`{"op":"read","account":1}`),
 		Succeed: posting(-1), Refuse: posting(-1_000_000), Results: posting(1),
 		Effects: count("entry"), Reserved: count("hold"),
 		Restart: func(context.Context) (string, error) {
