@@ -29,6 +29,8 @@ type Config struct {
 
 	Isolation        string        // of branches: serializable (default), repeatable read, read committed
 	MaxConns         int           // to the database. Default 32
+	MaxOpenBranches  int           // whose statements are executed before the prepare; each keeps a connection. Default and at most half of MaxConns
+	OpenIdle         time.Duration // after which such a branch is rolled back. Default 30s
 	LockTimeout      time.Duration // of each wait in the database. Default 1s
 	StatementTimeout time.Duration // Default 2s
 	RequireKeys      bool
@@ -66,6 +68,9 @@ func (c *Config) complete() error {
 	fill(&c.WarnAfter, 5*time.Minute)
 	if c.MaxConns <= 0 {
 		c.MaxConns = 32
+	}
+	if half := max(c.MaxConns/2, 1); c.MaxOpenBranches <= 0 || c.MaxOpenBranches > half {
+		c.MaxOpenBranches = half
 	}
 	if c.Limits.MaxInFlight <= 0 {
 		c.Limits.MaxInFlight = 64
@@ -120,14 +125,14 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a.metrics = newMetrics()
 	a.part, err = participant.New(ctx, participant.Config{
 		Service: cfg.Service, DB: db, Dialect: participant.PostgreSQLPrepared(), Preparer: &worker{a.metrics},
-		Isolation: isolations[cfg.Isolation], LockTimeout: cfg.LockTimeout,
+		Isolation: isolations[cfg.Isolation], LockTimeout: cfg.LockTimeout, MaxOpenBranches: cfg.MaxOpenBranches, OpenIdle: cfg.OpenIdle,
 		Limits: participant.Limits{MaxInFlight: cfg.Limits.MaxInFlight}, Logger: cfg.Logger,
 	})
 	if err == nil {
 		err = a.warnOfSlots(ctx)
 	}
 	if err == nil {
-		err = a.metrics.register(cfg.Registerer, pool)
+		err = a.metrics.register(cfg.Registerer, pool, a.part.OpenBranches)
 	}
 	if err != nil {
 		a.Close()

@@ -47,6 +47,8 @@ func TestAgent(t *testing.T) {
 		"results": results, "read only": readOnly, "one trip": oneTrip, "forgotten behind the script": forgottenBehindScript, "duplicates": duplicates, "too few arguments": tooFewArguments, "wrong digest after a restart": wrongDigest,
 		"serialization": serialization40001, "locks": locks, "sweep": sweeps, "foreign transactions": foreign, "ended by hand": endedByHand,
 		"lost connections": lostConnections, "crashes": crashes, "registration": keepsRegistered, "names": hostileIDs,
+		"executes": executes, "executes reads": executesReads, "execute refusals": executeRefusals, "execute locks": executeLocks,
+		"execute session killed": executeSessionKilled, "execute agent restarts": executeAgentRestarts, "execute limits": executeLimits, "execute over HTTP": executeOverHTTP,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, b) })
 	}
@@ -188,7 +190,7 @@ func conforms(t *testing.T, b *bed) {
 			return n, db.QueryRowContext(ctx, `SELECT count(*) FROM effect WHERE marker = $1`, m).Scan(&n)
 		},
 		Restart:  func(context.Context) (string, error) { end(); return begin(), nil },
-		OnePhase: true, VolatileResults: true, NoTerms: true, NoTokens: true,
+		OnePhase: true, Execute: true, VolatileResults: true, NoTerms: true, NoTokens: true,
 	})
 }
 

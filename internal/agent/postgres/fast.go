@@ -40,6 +40,13 @@ func (r *resource) Prepare(ctx context.Context, c *participant.Call) (participan
 	return r.Participant.Prepare(ctx, c)
 }
 
+// Execute takes the calls that come before the prepare.
+func (r *resource) Execute(ctx context.Context, c *participant.Call) (participant.Execution, error) {
+	x, err := r.Participant.Execute(ctx, c)
+	r.metrics.executed(&x, err)
+	return x, err
+}
+
 // Finish implements participant.Resource.
 func (r *resource) Finish(ctx context.Context, c *participant.Call) (participant.Outcome, error) {
 	if sql, ok := r.CommitScript(c); ok && r.commit(ctx, sql) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -21,6 +22,10 @@ const (
 // operation is the payload of an operation.
 type operation struct {
 	Statements []statement `json:"statements"`
+}
+
+func (op *operation) looksLikeQuery() bool {
+	return !slices.ContainsFunc(op.Statements, func(s statement) bool { return !looksLikeQuery(s.SQL) })
 }
 
 // statement is one SQL statement with values for $1, $2, …

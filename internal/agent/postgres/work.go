@@ -23,80 +23,154 @@ const (
 	lockNotAvailable    = "55P03"
 )
 
-// worker executes operations; it implements participant.Preparer.
+// worker executes operations; it implements participant.Preparer and
+// participant.Executor.
 type worker struct{ metrics *metrics }
+
+var _ interface {
+	participant.Preparer
+	participant.Executor
+} = (*worker)(nil)
 
 // Prepare runs the statements. What the server says against one is a vote no;
 // what may be the connection's fault, or may go well next time, is returned as it
 // is, and the SDK decides.
 func (w *worker) Prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
+	results, err := w.prepare(ctx, tx, b)
+	w.metrics.voted(err)
+	return results, err
+}
+
+func (w *worker) prepare(ctx context.Context, tx *sql.Tx, b participant.Branch) ([]json.RawMessage, error) {
 	operations := make([]*operation, len(b.Operations))
 	queries := true
 	for i, payload := range b.Operations {
 		op, err := decode(payload)
 		if err != nil {
-			return nil, w.no("payload", "operations[%d]: %v", i, err)
+			return nil, no("payload", "operations[%d]: %v", i, err)
 		}
 		operations[i] = op
-		for _, s := range op.Statements {
-			queries = queries && looksLikeQuery(s.SQL)
-		}
+		queries = queries && op.looksLikeQuery()
 	}
-	if queries {
-		// The server decides whether they only read.
-		results, err := w.readOnly(ctx, tx, operations)
-		if err == nil {
-			w.metrics.vote("read_only")
-			return results, participant.ReadOnly
-		}
-		if sqlState(err) != readOnlyTransaction {
-			return nil, w.verdict(ctx, tx, err)
-		}
-		if _, err := tx.ExecContext(ctx, `ROLLBACK TO SAVEPOINT assent_read`); err != nil {
+	if queries && b.Executed > 0 {
+		wrote, err := executedWrote(ctx, tx)
+		if err != nil {
 			return nil, err
 		}
+		queries = !wrote
 	}
-	results, err := w.run(ctx, tx, operations)
+	if queries {
+		results, only, err := w.readOnly(ctx, tx, operations, b.Executed)
+		switch {
+		case err != nil:
+			return nil, w.verdict(ctx, tx, err)
+		case only:
+			return told(results), participant.ReadOnly
+		}
+	}
+	results, err := w.run(ctx, tx, operations, b.Executed)
 	if err != nil {
 		return nil, w.verdict(ctx, tx, err)
 	}
-	w.metrics.vote("yes")
-	return results, nil
+	return told(results), nil
 }
 
-func (w *worker) readOnly(ctx context.Context, tx *sql.Tx, operations []*operation) ([]json.RawMessage, error) {
-	for _, sql := range []string{`SAVEPOINT assent_read`, `SET LOCAL transaction_read_only = on`} {
-		if _, err := tx.ExecContext(ctx, sql); err != nil {
+// Execute runs the statements of the last operation, and says as Prepare does what
+// the server holds against them.
+func (w *worker) Execute(ctx context.Context, tx *sql.Tx, b participant.Branch) (json.RawMessage, error) {
+	op, err := decode(b.Operations[b.Executed])
+	if err != nil {
+		return nil, no("payload", "operations[%d]: %v", b.Executed, err)
+	}
+	operations := make([]*operation, b.Executed+1)
+	operations[b.Executed] = op
+	if op.looksLikeQuery() {
+		results, only, err := w.readOnly(ctx, tx, operations, b.Executed)
+		switch {
+		case err != nil:
+			return nil, w.verdict(ctx, tx, err)
+		case only:
+			// From here on the transaction may write again.
+			if _, err := tx.ExecContext(ctx, `RELEASE SAVEPOINT assent_read`); err != nil {
+				return nil, err
+			}
+			return results[0].encoded, nil
+		}
+		if _, err := tx.ExecContext(ctx, `SELECT set_config('`+wroteSetting+`', 'on', true)`); err != nil {
 			return nil, err
 		}
 	}
-	return w.run(ctx, tx, operations)
+	results, err := w.run(ctx, tx, operations, b.Executed)
+	if err != nil {
+		return nil, w.verdict(ctx, tx, err)
+	}
+	return results[0].encoded, nil
 }
 
-func (w *worker) run(ctx context.Context, tx *sql.Tx, operations []*operation) ([]json.RawMessage, error) {
-	results := make([]json.RawMessage, 0, len(operations))
-	some := false
-	for i, op := range operations {
+// wroteSetting is on in a local transaction in which something was executed that
+// looked like a query and wrote. It ends with that transaction.
+const wroteSetting = "assent.executed_wrote"
+
+func executedWrote(ctx context.Context, tx *sql.Tx) (bool, error) {
+	var set sql.NullString
+	err := tx.QueryRowContext(ctx, `SELECT current_setting('`+wroteSetting+`', true)`).Scan(&set)
+	return set.String == "on", err
+}
+
+// readOnly runs operations from the first on where nothing can be written: the server
+// decides whether they only read. If they do not, nothing has happened.
+func (w *worker) readOnly(ctx context.Context, tx *sql.Tx, operations []*operation, first int) (results []operationResult, only bool, err error) {
+	if _, err := tx.ExecContext(ctx, `SAVEPOINT assent_read; SET LOCAL transaction_read_only = on`); err != nil {
+		return nil, false, err
+	}
+	results, err = w.run(ctx, tx, operations, first)
+	if sqlState(err) == readOnlyTransaction {
+		_, err = tx.ExecContext(ctx, `ROLLBACK TO SAVEPOINT assent_read`)
+		return nil, false, err
+	}
+	return results, err == nil, err
+}
+
+// operationResult is the encoded result of an operation.
+type operationResult struct {
+	encoded json.RawMessage
+	rows    bool
+}
+
+// run runs operations from the first on.
+func (w *worker) run(ctx context.Context, tx *sql.Tx, operations []*operation, first int) ([]operationResult, error) {
+	results := make([]operationResult, 0, len(operations)-first)
+	for i, op := range operations[first:] {
 		out := result{Statements: make([]statementResult, len(op.Statements))}
-		bytes := 0
+		bytes, rows := 0, false
 		for j := range op.Statements {
 			r := &out.Statements[j]
 			if err := w.statement(ctx, tx, &op.Statements[j], r, maxResultBytes-bytes); err != nil {
-				return nil, &statementError{operation: i, statement: j, err: err}
+				return nil, &statementError{operation: first + i, statement: j, err: err}
 			}
 			bytes += r.bytes
-			some = some || r.Rows != nil
+			rows = rows || r.Rows != nil
 		}
 		encoded, err := json.Marshal(out)
 		if err != nil {
 			return nil, err
 		}
-		results = append(results, encoded)
-	}
-	if !some { // nothing to tell that an expectation would not
-		return nil, nil
+		results = append(results, operationResult{encoded, rows})
 	}
 	return results, nil
+}
+
+// told are the results of a vote: none if no statement returned rows, since there is
+// nothing to tell then that an expectation would not.
+func told(results []operationResult) []json.RawMessage {
+	if !slices.ContainsFunc(results, func(r operationResult) bool { return r.rows }) {
+		return nil
+	}
+	list := make([]json.RawMessage, len(results))
+	for i, r := range results {
+		list[i] = r.encoded
+	}
+	return list
 }
 
 // result is what an operation returns to the client.
@@ -264,33 +338,43 @@ func sqlState(err error) string {
 func (w *worker) verdict(ctx context.Context, tx *sql.Tx, err error) error {
 	var own *refusedError
 	if errors.As(err, &own) {
-		return w.no(own.class, "%v", err)
+		return no(own.class, "%v", err)
 	}
 	var server *pgconn.PgError
 	if !errors.As(err, &server) {
 		if _, broken := tx.ExecContext(ctx, `SELECT 1`); broken != nil {
 			return err
 		}
-		return w.no("statement", "%v", err) // the driver's word on it: another number of arguments, say
+		return no("statement", "%v", err) // the driver's word on it: another number of arguments, say
 	}
 	switch {
 	case server.Code == serialization, server.Code == deadlock:
-		w.metrics.vote("retried")
 		return err
 	case server.Code == lockNotAvailable:
-		return w.no("lock_timeout", "%s, retryable: %v", server.Code, err)
+		return conflict("lock_timeout", "%s, retryable: %v", server.Code, err)
 	case server.Code == "57014":
-		return w.no("statement_timeout", "%s, retryable: %v", server.Code, err)
+		return conflict("statement_timeout", "%s, retryable: %v", server.Code, err)
 	}
 	for _, class := range []string{"08", "57", "58", "F0", "XX"} { // the connection or the server, not the statement
 		if strings.HasPrefix(server.Code, class) {
 			return err
 		}
 	}
-	return w.no("statement", "%v", err)
+	return no("statement", "%v", err)
 }
 
-func (w *worker) no(class, format string, args ...any) error {
-	w.metrics.vote("no_" + class)
-	return participant.No(fmt.Sprintf(format, args...))
+// classedError is a refusal with its class for the metrics.
+type classedError struct {
+	class string
+	error
+}
+
+func (e *classedError) Unwrap() error { return e.error }
+
+func no(class, format string, args ...any) error {
+	return &classedError{class, participant.No(fmt.Sprintf(format, args...))}
+}
+
+func conflict(class, format string, args ...any) error {
+	return &classedError{class, participant.Conflict(fmt.Sprintf(format, args...))}
 }
