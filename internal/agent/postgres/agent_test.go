@@ -49,6 +49,7 @@ func TestAgent(t *testing.T) {
 		"lost connections": lostConnections, "crashes": crashes, "registration": keepsRegistered, "names": hostileIDs,
 		"executes": executes, "executes reads": executesReads, "execute refusals": executeRefusals, "execute locks": executeLocks,
 		"execute session killed": executeSessionKilled, "execute agent restarts": executeAgentRestarts, "execute limits": executeLimits, "execute over HTTP": executeOverHTTP,
+		"execute connections cut": executeConnectionsCut,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, b) })
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -304,4 +305,83 @@ func executeOverHTTP(t *testing.T, b *bed) {
 	if err := resp.Write(&answer); err != nil || resp.StatusCode != 200 || !strings.Contains(answer.String(), `"executed":true,"execution":"`) || !strings.Contains(answer.String(), `"rows":[{"balance":100}]`) {
 		t.Errorf("%s, %v", answer.String(), err)
 	}
+}
+
+// Wherever the connection of an open branch breaks, the branch ends as its vote says:
+// all that was executed and deferred is there, or nothing.
+func executeConnectionsCut(t *testing.T, b *bed) {
+	dsn := b.database(t)
+	db := open(t, dsn)
+	proxy := newCutter(t, fmt.Sprintf("127.0.0.1:%d", b.Port))
+	through := strings.Replace(dsn, fmt.Sprint(":", b.Port, "/"), fmt.Sprint(":", proxy.Addr().(*net.TCPAddr).Port, "/"), 1)
+	a := start(t, through, func(c *Config) { c.MaxConns = 2 })
+	r := a.resource()
+	vote(t, a, prepareCall(newID(), op(read1)), "read_only", "")
+	lost, votes := 0, map[string]int{} // of those whose connection broke
+	for cuts, after := 0, int64(1); ; cuts, after = cuts+1, after+41 {
+		id := newID()
+		put := op(`{"sql":"INSERT INTO effect (marker) VALUES ($1)","args":["` + id + `"],"expect":{"rows":1}}`)
+		proxy.after.Store(after)
+		felt := false
+		until := func(call func() (definite bool, err error)) {
+			t.Helper()
+			for end := time.Now().Add(deadline); ; {
+				definite, err := call()
+				if definite {
+					return
+				}
+				if time.Now().After(end) {
+					t.Fatalf("cut after %d bytes: %v", after, err)
+				}
+				felt = true
+				proxy.after.Store(1 << 60)
+			}
+		}
+		refused := false
+		for n := 1; n <= 2 && !refused; n++ {
+			until(func() (bool, error) {
+				x, err := r.Execute(t.Context(), executeCall(id, []string{put, put}[:n]...))
+				refused = err == nil && !x.Executed
+				if refused && x.Reason != participant.ReasonExecutionLost {
+					t.Fatalf("cut after %d bytes: %+v", after, x)
+				}
+				return err == nil, err
+			})
+		}
+		c := prepareRest(id, 2, put, put, put)
+		c.OnePhase = cuts%2 == 1
+		var v participant.Vote
+		until(func() (_ bool, err error) {
+			v, err = a.Resource().Prepare(t.Context(), c)
+			return err == nil, err
+		})
+		phase, outcome, want := participant.PhaseRollback, participant.OutcomeRolledBack, 0
+		if v.Vote == "yes" {
+			phase, outcome, want = participant.PhaseCommit, participant.OutcomeCommitted, 3
+		}
+		if refused && v.Vote != "no" {
+			t.Fatalf("cut after %d bytes: refused, then voted %+v", after, v)
+		}
+		until(func() (bool, error) {
+			o, err := a.Resource().Finish(t.Context(), finishCall(id, phase))
+			if err == nil && o != outcome {
+				t.Fatalf("cut after %d bytes: %s ended as %s", after, phase, o)
+			}
+			return err == nil, err
+		})
+		if n := ask[int](t, db, `SELECT count(*) FROM effect WHERE marker = $1`, id); n != want {
+			t.Fatalf("cut after %d bytes: voted %s, %d effects", after, v.Vote, n)
+		}
+		if left := proxy.after.Load(); left > 0 && left < 1<<59 { // it got through uncut
+			break
+		}
+		if felt || refused || v.Vote == "no" {
+			lost++
+		}
+		votes[v.Vote]++
+	}
+	if lost < 10 || votes["yes"] == 0 || votes["no"] == 0 || prepared(t, db) != 0 || a.part.OpenBranches() != 0 {
+		t.Errorf("%d cuts were felt, votes %v, %d transactions are left prepared, %d open", lost, votes, prepared(t, db), a.part.OpenBranches())
+	}
+	t.Logf("%d cuts were felt, votes %v", lost, votes)
 }
