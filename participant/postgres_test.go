@@ -40,6 +40,7 @@ func TestPostgreSQL(t *testing.T) {
 		{"a state of a newer version", unknownState},
 		{"forgetting", forgetting},
 		{"a session dies between execute and prepare", executedSessionDies},
+		{"executes race", executeRaces},
 		{"executes conflict", executeConflicts},
 		{"executes wait", executeWaits},
 		{"an open branch cannot be prepared", openBranchCannotBePrepared},
