@@ -39,6 +39,7 @@ var Table = map[string]Package{
 	"internal/failpoint":   {Ring: Quiet}, // likewise
 	"internal/arch":        {Ring: Quiet},
 	"internal/config":      {Ring: Quiet, Imports: []string{"internal/reason"}},
+	"internal/check":       {Ring: Quiet},
 	"internal/sim":         {Ring: Quiet, Imports: []string{"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 	"internal/sim/exhaust": {Ring: Quiet, Imports: []string{"internal/sim", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 
