@@ -35,13 +35,14 @@ var Table = map[string]Package{
 	"internal/txn":    {Ring: Pure, Imports: []string{"internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 	"internal/shard":  {Ring: Pure, Imports: []string{"internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 
-	"internal/mutant":      {Ring: Quiet}, // compiled to a constant in every ordinary build
-	"internal/failpoint":   {Ring: Quiet}, // likewise
-	"internal/arch":        {Ring: Quiet},
-	"internal/config":      {Ring: Quiet, Imports: []string{"internal/reason"}},
-	"internal/check":       {Ring: Quiet},
-	"internal/sim":         {Ring: Quiet, Imports: []string{"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
-	"internal/sim/exhaust": {Ring: Quiet, Imports: []string{"internal/sim", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
+	"internal/mutant":       {Ring: Quiet}, // compiled to a constant in every ordinary build
+	"internal/failpoint":    {Ring: Quiet}, // likewise
+	"internal/arch":         {Ring: Quiet},
+	"internal/config":       {Ring: Quiet, Imports: []string{"internal/reason"}},
+	"internal/check":        {Ring: Quiet},
+	"internal/sim":          {Ring: Quiet, Imports: []string{"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
+	"internal/sim/sessions": {Ring: Quiet, Imports: []string{"internal/check", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason"}},
+	"internal/sim/exhaust":  {Ring: Quiet, Imports: []string{"internal/sim", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 
 	"internal/replog":    {Ring: Edge, Imports: []string{"internal/failpoint", "internal/mutant"}},
 	"internal/rm":        {Ring: Edge, Imports: []string{"internal/txnid"}},
@@ -83,7 +84,7 @@ var Libraries = map[string][]string{
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
-	"math/rand":                           {"internal/sim", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "participant", ".", "cmd/assent"},
+	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "participant", ".", "cmd/assent"},
 	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
 }
 

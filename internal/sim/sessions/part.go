@@ -1,0 +1,236 @@
+package sessions
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"slices"
+
+	"github.com/assent-tx/assent/internal/shard"
+	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// part is a participant: lists in a database, as the contract of docs/PARTICIPANTS.md
+// has it. What is executed before prepare is gone when it restarts.
+type part struct {
+	w     *world
+	name  string
+	items map[string][]item // by key, in the order of their branches' work
+	rows  map[txnid.ID]outcome
+	open  map[txnid.ID]*branch
+	lives int
+}
+
+type item struct {
+	value   int64
+	txn     txnid.ID
+	pending bool
+}
+
+type outcome uint8
+
+const (
+	prepared outcome = iota + 1
+	committed
+	rolledBack
+)
+
+// branch is an open local transaction.
+type branch struct {
+	name     string
+	executed [][]byte
+	digests  [][32]byte
+	results  [][]byte
+	items    []work
+}
+
+type work struct {
+	key   string
+	value int64
+}
+
+// payload is an operation.
+type payload struct {
+	Append bool   `json:"append,omitempty"`
+	Key    string `json:"key"`
+	Value  int64  `json:"value,omitempty"`
+}
+
+func newPart(w *world, name string) *part {
+	return &part{w: w, name: name, items: map[string][]item{}, rows: map[txnid.ID]outcome{}, open: map[txnid.ID]*branch{}}
+}
+
+func (p *part) serve(c *shard.Call) *shard.CallDone {
+	d := &shard.CallDone{ID: c.ID, Branch: c.Branch, Phase: c.Phase, Attempt: c.Attempt, Term: c.Term}
+	if p.w.chance(p.w.opt.RestartPct) {
+		p.open = map[txnid.ID]*branch{}
+		p.lives++
+		d.Answer, d.Reason = shard.Indefinite, "restarts"
+		return d
+	}
+	row := p.rows[c.ID]
+	switch c.Phase {
+	case shard.PhaseExecute:
+		p.execute(c, row, d)
+	case shard.PhasePrepare:
+		p.prepare(c, row, d)
+	case shard.PhaseCommit:
+		d.Answer = shard.Acknowledged
+		switch row {
+		case prepared:
+			for key, list := range p.items { // order does not matter: each item is changed by itself
+				for i := range list {
+					if list[i].txn == c.ID {
+						p.items[key][i].pending = false
+					}
+				}
+			}
+			p.rows[c.ID] = committed
+		case committed:
+		default:
+			p.w.fail("commit of %s at %s, which is not prepared", c.ID, p.name)
+		}
+	case shard.PhaseRollback:
+		d.Answer = shard.Acknowledged
+		if row == committed {
+			p.w.fail("rollback of %s at %s, which is committed", c.ID, p.name)
+		}
+		delete(p.open, c.ID)
+		for key, list := range p.items {
+			p.items[key] = slices.DeleteFunc(list, func(i item) bool { return i.txn == c.ID })
+		}
+		p.rows[c.ID] = rolledBack
+	}
+	return d
+}
+
+func (p *part) execute(c *shard.Call, row outcome, d *shard.CallDone) {
+	b := p.open[c.ID]
+	n := 0
+	if b != nil {
+		n = len(b.executed)
+	}
+	first, last := int(c.First), int(c.First)+len(c.Operations)
+	switch {
+	case row != 0:
+		d.Answer, d.Reason = shard.Refused, "ended"
+		return
+	case b == nil && (first > 0 || c.Opened) || b != nil && c.Execution != "" && c.Execution != b.name || first > n:
+		d.Answer = shard.Lost
+		p.rows[c.ID] = rolledBack // a refusal ends the branch
+		delete(p.open, c.ID)
+		return
+	case b != nil && first < n && last <= n:
+		if b.digests[last-1] != c.Digest {
+			p.w.fail("%s is asked to repeat other operations of %s", p.name, c.ID)
+		}
+		d.Answer, d.Results, d.Execution = shard.Executed, b.results[first:last], b.name
+		return
+	case first < n:
+		p.w.fail("%s is asked for operations %d to %d of %s, where %d are executed", p.name, first, last, c.ID, n)
+	}
+	if b == nil {
+		b = &branch{name: string(rune('A'+p.lives%26)) + c.ID.String()[30:]}
+		p.open[c.ID] = b
+	}
+	for _, op := range c.Operations {
+		var before [32]byte
+		if len(b.digests) > 0 {
+			before = b.digests[len(b.digests)-1]
+		}
+		b.digests = append(b.digests, chain(before, len(b.executed), op))
+		b.executed = append(b.executed, op)
+		b.results = append(b.results, p.run(c.ID, b, op))
+	}
+	if b.digests[len(b.digests)-1] != c.Digest {
+		p.w.fail("%s got a digest of other operations of %s", p.name, c.ID)
+	}
+	d.Answer, d.Results, d.Execution = shard.Executed, b.results[first:last], b.name
+}
+
+func chain(before [32]byte, n int, op []byte) [32]byte {
+	if n == 0 {
+		return sha256.Sum256(op)
+	}
+	return sha256.Sum256(append(before[:], op...))
+}
+
+// run does one operation in a branch: reads see what is committed, and its own.
+func (p *part) run(id txnid.ID, b *branch, op []byte) []byte {
+	var m payload
+	if err := json.Unmarshal(op, &m); err != nil {
+		p.w.fail("%v", err)
+	}
+	if m.Append {
+		b.items = append(b.items, work{m.Key, m.Value})
+		return []byte("null")
+	}
+	list := []int64{}
+	for _, i := range p.items[m.Key] {
+		if !i.pending {
+			list = append(list, i.value)
+		}
+	}
+	for _, i := range b.items {
+		if i.key == m.Key {
+			list = append(list, i.value)
+		}
+	}
+	out, _ := json.Marshal(list)
+	return out
+}
+
+func (p *part) prepare(c *shard.Call, row outcome, d *shard.CallDone) {
+	switch row {
+	case prepared, committed:
+		d.Answer = shard.VoteYes
+		return
+	case rolledBack:
+		d.Answer, d.Reason = shard.VoteNo, "ended"
+		return
+	}
+	b := p.open[c.ID]
+	if b == nil {
+		b = &branch{}
+	}
+	if len(b.executed) != int(c.Executed) || c.Execution != "" && c.Execution != b.name {
+		d.Answer, d.Reason = shard.VoteNo, "EXECUTION_LOST"
+		p.rows[c.ID] = rolledBack
+		delete(p.open, c.ID)
+		return
+	}
+	if p.w.chance(p.w.opt.NoPct) {
+		d.Answer, d.Reason = shard.VoteNo, "does not want to"
+		p.rows[c.ID] = rolledBack
+		delete(p.open, c.ID)
+		return
+	}
+	for _, op := range c.Operations {
+		d.Results = append(d.Results, p.run(c.ID, b, op))
+	}
+	for _, i := range b.items {
+		p.items[i.key] = append(p.items[i.key], item{i.value, c.ID, true})
+	}
+	delete(p.open, c.ID)
+	p.rows[c.ID] = prepared
+	d.Answer = shard.VoteYes
+}
+
+// audit: what is there was committed, once, and nothing is in doubt.
+func (p *part) audit() {
+	seen := map[int64]bool{}
+	for key, list := range p.items { // order does not matter: every item is checked
+		for _, i := range list {
+			t := p.w.oracle.Get(i.txn)
+			switch {
+			case i.pending:
+				p.w.fail("%s: %d in %s is still pending", p.name, i.value, key)
+			case seen[i.value]:
+				p.w.fail("%s: %d is there twice", p.name, i.value)
+			case t == nil || t.Status != txn.Committed:
+				p.w.fail("%s: %d is of %s, which is not committed", p.name, i.value, i.txn)
+			}
+			seen[i.value] = true
+		}
+	}
+}

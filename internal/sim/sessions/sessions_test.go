@@ -1,0 +1,74 @@
+package sessions
+
+import (
+	"flag"
+	"testing"
+)
+
+var (
+	seeds = flag.Int("seeds", 150, "how many seeds to run")
+	first = flag.Uint64("seed", 0, "the first seed")
+)
+
+// TestSessions: whatever fails, what clients were told is strictly serializable.
+func TestSessions(t *testing.T) {
+	var sum Report
+	for seed := *first; seed < *first+uint64(*seeds); seed++ {
+		r, err := Run(seed, DefaultOptions())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range r.Anomalies {
+			t.Fatalf("seed %d: %s: %s", seed, a.Kind, a.Text)
+		}
+		sum.Committed += r.Committed
+		sum.Aborted += r.Aborted
+		sum.Unknown += r.Unknown
+		sum.Deadlocks += r.Deadlocks
+		sum.Restarted += r.Restarted
+		sum.Idle += r.Idle
+		sum.Lost += r.Lost
+		sum.Crashes += r.Crashes
+		sum.Repeated += r.Repeated
+		sum.Upgraded += r.Upgraded
+	}
+	t.Logf("%+v", sum)
+	if *seeds < 100 {
+		return
+	}
+	for what, n := range map[string]int{
+		"committed": sum.Committed, "aborted": sum.Aborted, "unknown": sum.Unknown, "deadlocks": sum.Deadlocks, "one-shot victims": sum.Restarted,
+		"dead clients": sum.Idle, "lost executions": sum.Lost, "crashes": sum.Crashes, "retries with their age": sum.Upgraded,
+	} {
+		if n == 0 {
+			t.Errorf("never reached: %s", what)
+		}
+	}
+}
+
+// TestSameSeed: a seed is a run.
+func TestSameSeed(t *testing.T) {
+	a, err := Run(3, DefaultOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := Run(3, DefaultOptions()); err != nil || a.Trace != b.Trace || a.Committed != b.Committed {
+		t.Errorf("%+v and %+v, %v", a, b, err)
+	}
+}
+
+// TestWithoutLocks: with locks that exclude nobody, histories are convicted.
+func TestWithoutLocks(t *testing.T) {
+	opt := DefaultOptions()
+	opt.LocksOff = true
+	guilty := 0
+	for seed := range uint64(10) {
+		r, err := Run(seed, opt)
+		if err != nil || len(r.Anomalies) > 0 {
+			guilty++
+		}
+	}
+	if guilty < 9 {
+		t.Errorf("only %d of 10 histories without locks were convicted", guilty)
+	}
+}

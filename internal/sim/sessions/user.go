@@ -1,0 +1,319 @@
+package sessions
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/assent-tx/assent/internal/check"
+	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/shard"
+	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// user is one client: it begins a transaction, takes its steps, and commits; what gets
+// no answer is asked again with the same words.
+type user struct {
+	w       *world
+	process int
+	busy    bool
+
+	id      txnid.ID
+	retryOf txnid.ID
+	mops    []check.Mop
+	modes   []lock.Mode
+	where   []int // service of each mop
+	now     []bool
+	step    int
+	results [][]byte
+	tries   int
+	salt    int
+}
+
+// maxTries of one request; then its outcome is unknown to the client.
+const maxTries = 40
+
+func (u *user) next() {
+	w := u.w
+	if w.budget <= 0 {
+		return
+	}
+	w.budget--
+	u.retryOf = txnid.ID{}
+	u.begin(nil)
+}
+
+// begin begins a transaction: the same work as one that was aborted, or new work.
+func (u *user) begin(again []check.Mop) {
+	w := u.w
+	u.busy = true
+	u.id = w.newID()
+	u.mops, u.modes, u.where, u.now = nil, nil, nil, nil
+	n := len(again)
+	if again == nil {
+		n = 1 + w.rng.IntN(4)
+	}
+	for i := range n {
+		var m check.Mop
+		if again != nil {
+			m = again[i]
+		} else {
+			m = check.Mop{Append: w.rng.IntN(2) == 0, Key: fmt.Sprintf("s%d/k%d", w.rng.IntN(w.opt.Services), w.rng.IntN(w.opt.Keys))}
+		}
+		m.List = nil
+		mode := lock.S
+		if m.Append {
+			w.values++
+			m.Value, mode = w.values, lock.X
+		} else if w.rng.IntN(3) == 0 {
+			mode = lock.U
+		}
+		u.mops = append(u.mops, m)
+		u.modes = append(u.modes, mode)
+		u.where = append(u.where, int(m.Key[1]-'0'))
+		u.now = append(u.now, !m.Append || w.rng.IntN(2) == 0)
+	}
+	for i := range u.mops { // what runs with prepare runs after the rest: not where it would be seen
+		for j := i + 1; j < n; j++ {
+			u.now[i] = u.now[i] || u.mops[j].Key == u.mops[i].Key
+		}
+	}
+	u.step, u.results, u.tries = 0, make([][]byte, n), 0
+	w.history.Begin(u.process, u.mops)
+	if w.rng.IntN(3) == 0 {
+		u.submit()
+		return
+	}
+	u.open()
+}
+
+// readAll reads every list in one transaction.
+func (u *user) readAll() {
+	var mops []check.Mop
+	for s := range u.w.opt.Services {
+		for k := range u.w.opt.Keys {
+			mops = append(mops, check.Mop{Key: fmt.Sprintf("s%d/k%d", s, k)})
+		}
+	}
+	u.begin(mops)
+}
+
+// key is what the user locks for an operation.
+func (u *user) key(i int) string {
+	if u.w.opt.LocksOff {
+		u.salt++
+		return u.mops[i].Key + "/" + strconv.Itoa(u.process) + "-" + strconv.Itoa(u.salt)
+	}
+	return u.mops[i].Key
+}
+
+func (u *user) payload(i int) []byte {
+	m := &u.mops[i]
+	out, _ := json.Marshal(payload{Append: m.Append, Key: m.Key, Value: m.Value})
+	return out
+}
+
+func (u *user) service(i int) string { return u.w.parts[u.where[i]].name }
+
+// again asks once more, or gives up not knowing.
+func (u *user) again(ask func()) {
+	if u.tries++; u.tries > maxTries {
+		u.end(check.Unknown)
+		return
+	}
+	u.w.at(1_000+u.w.upTo(50_000), ask)
+}
+
+// ---- as a whole
+
+func (u *user) submit() {
+	b := &txn.Begin{ID: u.id, Digest: [32]byte{1}, TimeoutMs: 2_000}
+	var needs []lock.Need
+	at := map[string]int{}
+	for i := range u.mops {
+		name := u.service(i)
+		if _, ok := at[name]; !ok {
+			at[name] = len(b.Branches)
+			b.Branches = append(b.Branches, txn.BeginBranch{Service: name, Generation: 1})
+		}
+		b.Branches[at[name]].Ops = append(b.Branches[at[name]].Ops, u.payload(i))
+		needs = append(needs, lock.Need{Key: u.key(i), Mode: u.modes[i]})
+	}
+	b.Locks = lock.Fold(needs)
+	begin := txn.AppendBegin(nil, b)
+	var ask func()
+	ask = func() {
+		u.w.ask(func(t shard.Token) shard.Event {
+			return &shard.Submit{Token: t, ID: u.id, Digest: b.Digest, Begin: begin, Locks: b.Locks, Wait: shard.WaitCompleted}
+		}, func(r *shard.Reply) {
+			switch {
+			case r == nil || r.View == nil || r.Err != nil || !r.View.Txn.Status.Ended():
+				u.again(ask)
+			case r.View.Txn.Abort != nil:
+				u.aborted(r.View)
+			default:
+				// Results are best effort: without them the reads are not known.
+				taken := map[int]int{}
+				for i := range u.mops {
+					br := at[u.service(i)]
+					results := r.View.Branches[br].Results
+					if len(results) <= taken[br] {
+						u.end(check.Unknown)
+						return
+					}
+					u.results[i] = results[taken[br]]
+					taken[br]++
+				}
+				u.committed()
+			}
+		})
+	}
+	ask()
+}
+
+// ---- step by step
+
+func (u *user) open() {
+	open := txn.AppendOpen(nil, &txn.Open{ID: u.id, Digest: [32]byte{2}, TimeoutMs: 20_000, IdleMs: 3_000, RetryOf: u.retryOf})
+	var ask func()
+	ask = func() {
+		u.w.ask(func(t shard.Token) shard.Event {
+			return &shard.Submit{Token: t, ID: u.id, Digest: [32]byte{2}, Begin: open, Wait: shard.WaitNone}
+		}, func(r *shard.Reply) {
+			switch {
+			case r == nil || r.Err != nil:
+				u.again(ask)
+			case r.View.Txn.Status.Decided():
+				u.decided(r.View)
+			default:
+				u.tries = 0
+				u.take()
+			}
+		})
+	}
+	ask()
+}
+
+// take takes the next step: one to three operations.
+func (u *user) take() {
+	w := u.w
+	if u.step >= len(u.mops) {
+		u.seal()
+		return
+	}
+	if w.chance(w.opt.SilentPct) { // this client dies
+		u.end(check.Unknown)
+		return
+	}
+	first := u.step
+	n := 1 + w.rng.IntN(min(3, len(u.mops)-first))
+	u.step += n
+	c := &txn.Enlist{ID: u.id, Step: uint32(first + 1), Digest: [32]byte{3, byte(first)}}
+	var needs []lock.Need
+	at := map[string]uint32{}
+	for i := first; i < first+n; i++ {
+		name := u.service(i)
+		if _, ok := at[name]; !ok {
+			at[name] = uint32(len(c.Branches))
+			c.Branches = append(c.Branches, txn.EnlistBranch{Service: name, Generation: 1})
+		}
+		c.Ops = append(c.Ops, txn.EnlistOp{Branch: at[name], Now: u.now[i], Payload: u.payload(i)})
+		needs = append(needs, lock.Need{Key: u.key(i), Mode: u.modes[i]})
+	}
+	c.Locks = lock.Fold(needs)
+	enlist := txn.AppendEnlist(nil, c)
+	var ask func()
+	ask = func() {
+		w.ask(func(t shard.Token) shard.Event {
+			return &shard.Enlist{Token: t, ID: u.id, Step: c.Step, Digest: c.Digest, Enlist: enlist, Locks: c.Locks}
+		}, func(r *shard.Reply) {
+			switch {
+			case r == nil || r.Err != nil && r.Err.Code != reason.NotFound:
+				u.again(ask)
+			case r.Err != nil:
+				w.fail("step of %s: %v", u.id, r.Err)
+			case r.View.Txn.Status.Decided():
+				u.decided(r.View)
+			default:
+				for i, result := range r.View.StepResults {
+					if u.now[first+i] != (result != nil) {
+						w.fail("step %d of %s: results %s", c.Step, u.id, r.View.StepResults)
+					}
+					u.results[first+i] = result
+				}
+				u.tries = 0
+				w.at(w.upTo(5_000), u.take)
+			}
+		})
+	}
+	ask()
+}
+
+func (u *user) seal() {
+	var ask func()
+	ask = func() {
+		u.w.ask(func(t shard.Token) shard.Event { return &shard.Seal{Token: t, ID: u.id, Wait: shard.WaitDecided} }, func(r *shard.Reply) {
+			switch {
+			case r == nil || r.Err != nil:
+				u.again(ask)
+			case !r.View.Txn.Status.Decided():
+				u.w.fail("commit of %s is answered with %s", u.id, r.View.Txn.Status)
+			default:
+				u.decided(r.View)
+			}
+		})
+	}
+	ask()
+}
+
+func (u *user) decided(v *shard.View) {
+	if v.Txn.Abort != nil {
+		u.aborted(v)
+		return
+	}
+	u.committed()
+}
+
+// aborted tries the same work again where that can help, and keeps its age.
+func (u *user) aborted(v *shard.View) {
+	u.w.history.End(u.process, check.Aborted, nil)
+	switch v.Txn.Abort.Reason {
+	case reason.Deadlock, reason.LockTimeout, reason.ExecutionLost, reason.VotedNo:
+		if v.Txn.Interactive {
+			u.retryOf = u.id
+		}
+		mops := u.mops
+		u.w.at(u.w.upTo(20_000), func() { u.begin(mops) })
+		return
+	}
+	u.rest()
+}
+
+// committed records what was read. Appends that ran with prepare have no result.
+func (u *user) committed() {
+	for i := range u.mops {
+		m := &u.mops[i]
+		if m.Append {
+			continue
+		}
+		if err := json.Unmarshal(u.results[i], &m.List); err != nil {
+			u.w.fail("read of %s by %s: %s", m.Key, u.id, u.results[i])
+		}
+	}
+	u.end(check.Committed)
+}
+
+func (u *user) end(outcome check.Status) {
+	u.w.history.End(u.process, outcome, u.mops)
+	if outcome == check.Unknown {
+		u.process += 1000 // who does not know what became of his work is somebody new
+	}
+	u.rest()
+}
+
+func (u *user) rest() {
+	u.busy = false
+	u.w.at(u.w.upTo(10_000), u.next)
+}
