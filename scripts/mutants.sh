@@ -13,6 +13,8 @@ cd "$(dirname "$0")/.."
 # The simulator runs at most 399 seeds: a batch of 400 would also fail for a
 # situation that is never met, which is no proof that the bug was seen.
 sim='internal/sim|^TestSeeds$|-seeds=399'
+# The same for the sessions: 99 seeds.
+sessions='internal/sim/sessions|^TestSessions$|-seeds=99'
 table="
 abort-told-before-applied    |$sim
 begin-beats-abort-record     |$sim
@@ -27,7 +29,12 @@ forgotten-below-now          |$sim
 hazard-forgotten             |$sim
 ignore-digest                |$sim
 leading-before-lead-applied  |$sim
+active-abort-contacts-nobody |$sessions
 lock-compat-s-x              |$sim
+lock-compat-s-x              |$sessions
+lock-compat-u-u              |internal/lock|^TestModes$|-rapid.nofailfile
+lock-conversion-queues-up    |internal/lock|^TestTableDoesWhatTheModelDoes$|-rapid.nofailfile
+lock-cycle-ignores-waiters   |internal/lock|^TestTableDoesWhatTheModelDoes$|-rapid.nofailfile
 lock-compat-s-x              |internal/lock|^TestModes$|-rapid.nofailfile
 lock-holder-only-wait        |$sim
 lock-holder-only-wait        |internal/lock|^TestScenarios$|-rapid.nofailfile
@@ -45,9 +52,11 @@ participant-no-tombstone     |$sim
 phase-two-gives-up           |$sim
 read-only-told-to-commit     |$sim
 release-at-decision          |$sim
+release-at-decision          |$sessions
 rollback-without-record      |$sim
 second-decision-wins         |$sim
 skip-term-check              |$sim
+step-sent-before-granted     |$sessions
 unknown-is-success           |$sim
 log-ack-after-failure        |internal/replog|^TestWriteErrorsAreFatal$|
 log-no-floor-check           |internal/replog|^TestDamageAfterCleanClose$|

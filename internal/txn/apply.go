@@ -345,7 +345,7 @@ func (s *State) abort(t *Txn, why *Abort, refused bool) {
 	for i := range t.Branches {
 		b := &t.Branches[i]
 		switch {
-		case before == Active && !b.Contacted:
+		case before == Active && (!b.Contacted || mutant.On("active-abort-contacts-nobody")):
 			b.Fate = FateNeverContacted
 		case refused:
 			b.Fate = FateDone

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txnid"
 )
@@ -129,7 +130,7 @@ func (s *State) refusesStep(t *Txn, c *Enlist) (why reason.Code, name string) {
 // its locks.
 func (t *Txn) GrantedOps(branch int) int {
 	n := len(t.Branches[branch].Executed)
-	if !t.StepPending {
+	if !t.StepPending || mutant.On("step-sent-before-granted") {
 		return n
 	}
 	for _, op := range t.Steps[len(t.Steps)-1].Ops {

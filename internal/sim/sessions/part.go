@@ -218,6 +218,9 @@ func (p *part) prepare(c *shard.Call, row outcome, d *shard.CallDone) {
 
 // audit: what is there was committed, once, and nothing is in doubt.
 func (p *part) audit() {
+	for id := range p.open { // order does not matter: there must be none
+		p.w.fail("%s: the local transaction of %s is still open", p.name, id)
+	}
 	seen := map[int64]bool{}
 	for key, list := range p.items { // order does not matter: every item is checked
 		for _, i := range list {
