@@ -61,7 +61,6 @@ var Table = map[string]Package{
 	"internal/agent/postgres": {Ring: Edge, Imports: []string{"participant"}},
 
 	// Test beds and the demo.
-	"internal/lists":     {Ring: Edge, Imports: []string{"participant"}},
 	"internal/ledger":    {Ring: Edge, Imports: []string{"internal/txnid", "participant"}},
 	"internal/pgtest":    {Ring: Edge},
 	"internal/serveproc": {Ring: Edge, Imports: []string{"internal/txnid"}},
@@ -78,8 +77,8 @@ var Libraries = map[string][]string{
 	"github.com/hashicorp/raft":           {"internal/replog"},
 	"github.com/hashicorp/go-hclog":       {"internal/replog"},
 	"github.com/cockroachdb/pebble":       {"internal/replog"},
-	"database/sql":                        {"participant", "internal/agent/postgres", "internal/ledger", "internal/lists", "rm/rmtest", "internal/rm/rmtest", "cmd/assent"},
-	"modernc.org/sqlite":                  {"internal/ledger", "internal/lists", "cmd/assent"},
+	"database/sql":                        {"participant", "internal/agent/postgres", "internal/ledger", "rm/rmtest", "internal/rm/rmtest", "cmd/assent"},
+	"modernc.org/sqlite":                  {"internal/ledger", "cmd/assent"},
 	"google.golang.org/grpc":              {".", "api/assent/v1", "internal/server", "cmd/assent"},
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},

@@ -181,7 +181,6 @@ type toy struct {
 	locks   map[string]map[int]bool // key: owners, true: exclusive
 	history Recorder
 	value   int64
-	undo    map[int]map[string][]int64
 }
 
 type running struct {

@@ -62,9 +62,8 @@ func (c *checker) dependencies() *graph {
 				}
 			}
 		}
-		end := int64(0)
 		if n := len(k.order); n > 0 {
-			end = k.order[n-1]
+			end := k.order[n-1]
 			if w, ok := c.writer[version{name, end}]; ok {
 				for _, u := range k.unread {
 					g.add(Edge{w, u, WW, name, end, c.firstAppend(u, name)})

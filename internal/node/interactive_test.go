@@ -1,7 +1,6 @@
 package node_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,35 +10,64 @@ import (
 	"testing"
 	"time"
 
-	"github.com/assent-tx/assent/internal/lists"
+	"github.com/assent-tx/assent/internal/ledger"
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/shard"
 )
 
-// addLists registers a real participant with lists.
-func (s *system) addLists(name string) *lists.Service {
+// addLedger registers a real participant, in a directory that may have its data.
+func (s *system) addLedger(dir, name string) *ledger.Ledger {
 	s.t.Helper()
-	l, err := lists.Open(s.t.TempDir(), name, nil)
+	l, err := ledger.Open(dir, name, 1, 0, nil)
 	if err == nil {
 		err = l.Serve("127.0.0.1:0")
 	}
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { l.Close() })
-	base := l.URL()
+	s.t.Cleanup(func() { _ = l.Close() })
+	base := l.URL() + "/assent"
 	if _, err := s.node.PutService(s.t.Context(), node.ServiceSpec{
 		Name: name, PrepareURL: base + "/prepare", CommitURL: base + "/commit", RollbackURL: base + "/rollback", StatusURL: base + "/status", ExecuteURL: base + "/execute",
+		Capabilities: []string{"tombstone", "read_only"},
 	}); err != nil {
 		s.t.Fatal(err)
 	}
 	return l
 }
 
+// list is a list as a transaction of its own reads it.
+func (s *system) list(service, key string) string {
+	s.t.Helper()
+	op := listOp(service, "list", key, 0, node.Shared, false)
+	r := s.submit(node.Submission{ID: node.NewID().String(), Operations: []node.Operation{op.Operation}})
+	if r.State != "committed" && r.State != "committing" || len(r.Branches[0].Results) != 1 {
+		s.t.Fatalf("list %s: %+v", key, r)
+	}
+	return values(r.Branches[0].Results[0])
+}
+
+// values are those of a list's result, or the result itself.
+func values(result []byte) string {
+	var l ledger.List
+	if err := json.Unmarshal(result, &l); err != nil || l.Key == "" {
+		return string(result)
+	}
+	return fmt.Sprint(l.Values)
+}
+
+func stepValues(t node.Transaction) string {
+	var all []string
+	for _, r := range t.StepResults {
+		all = append(all, values(r))
+	}
+	return strings.Join(all, ", ")
+}
+
 func listOp(service, op, key string, value int64, mode node.LockMode, now bool) node.StepOperation {
-	payload, _ := json.Marshal(lists.Operation{Op: op, Key: key, Value: value})
-	return node.StepOperation{Now: now, Operation: node.Operation{Service: service, Payload: payload, Locks: []node.DeclaredLock{{Key: key, Mode: mode}}}}
+	payload := fmt.Sprintf(`{"op":%q,"key":%q,"value":%d}`, op, key, value)
+	return node.StepOperation{Now: now, Operation: node.Operation{Service: service, Payload: []byte(payload), Locks: []node.DeclaredLock{{Key: key, Mode: mode}}}}
 }
 
 func (s *system) begin(b node.Beginning) node.Transaction {
@@ -73,7 +101,8 @@ func code(err error) reason.Code {
 
 func TestInteractive(t *testing.T) {
 	s := start(t, nil)
-	a, b := s.addLists("a"), s.addLists("b")
+	s.addLedger(t.TempDir(), "a")
+	s.addLedger(t.TempDir(), "b")
 	tx := s.begin(node.Beginning{})
 	// The same beginning again is the same transaction.
 	if again, err := s.node.Begin(t.Context(), node.Beginning{ID: tx.ID}); err != nil || !again.Replayed {
@@ -82,19 +111,16 @@ func TestInteractive(t *testing.T) {
 	if _, err := s.node.Begin(t.Context(), node.Beginning{ID: tx.ID, Timeout: time.Minute}); code(err) != reason.IDConflict {
 		t.Errorf("begun otherwise: %v", err)
 	}
-	r := s.step(tx.ID, 1, listOp("a", "append", "x", 7, node.Exclusive, true), listOp("a", "read", "x", 0, node.Shared, true), listOp("b", "append", "y", 8, node.Exclusive, false))
-	if got := fmt.Sprintf("%s", r.StepResults); got != "[null [7] ]" || r.StepResults[2] != nil {
+	r := s.step(tx.ID, 1, listOp("a", "append", "x", 7, node.Exclusive, true), listOp("a", "list", "x", 0, node.Shared, true), listOp("b", "append", "y", 8, node.Exclusive, false))
+	if got := stepValues(r); got != "null, [7], " || r.StepResults[2] != nil {
 		t.Errorf("results %s", got)
 	}
-	again := s.step(tx.ID, 1, listOp("a", "append", "x", 7, node.Exclusive, true), listOp("a", "read", "x", 0, node.Shared, true), listOp("b", "append", "y", 8, node.Exclusive, false))
-	if !again.Replayed || fmt.Sprintf("%s", again.StepResults) != fmt.Sprintf("%s", r.StepResults) {
+	again := s.step(tx.ID, 1, listOp("a", "append", "x", 7, node.Exclusive, true), listOp("a", "list", "x", 0, node.Shared, true), listOp("b", "append", "y", 8, node.Exclusive, false))
+	if !again.Replayed || stepValues(again) != stepValues(r) {
 		t.Errorf("repeated: %+v", again)
 	}
-	if _, err := s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("a", "read", "x", 0, node.Shared, true)}}); code(err) != reason.StepConflict {
+	if _, err := s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("a", "list", "x", 0, node.Shared, true)}}); code(err) != reason.StepConflict {
 		t.Errorf("another step 1: %v", err)
-	}
-	if values, pending, err := a.List(t.Context(), "x"); err != nil || len(values) != 0 || pending != 0 {
-		t.Errorf("before commit: %v, %d pending, %v", values, pending, err)
 	}
 	done, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted)
 	if err != nil || done.State != "committed" {
@@ -103,41 +129,35 @@ func TestInteractive(t *testing.T) {
 	if done, err = s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || done.State != "committed" || !done.Replayed {
 		t.Errorf("commit again: %+v, %v", done, err)
 	}
-	for _, c := range []struct {
-		l    *lists.Service
-		key  string
-		want string
-	}{{a, "x", "[7]"}, {b, "y", "[8]"}} {
-		if values, pending, err := c.l.List(t.Context(), c.key); err != nil || fmt.Sprint(values) != c.want || pending != 0 {
-			t.Errorf("%s: %v, %d pending, %v", c.key, values, pending, err)
-		}
+	if x, y := s.list("a", "x"), s.list("b", "y"); x != "[7]" || y != "[8]" {
+		t.Errorf("x %s, y %s", x, y)
 	}
 	// A step after the end is answered by the end.
-	if late := s.step(tx.ID, 9, listOp("a", "read", "x", 0, node.Shared, true)); late.State != "committed" || late.StepResults != nil {
+	if late := s.step(tx.ID, 9, listOp("a", "list", "x", 0, node.Shared, true)); late.State != "committed" || late.StepResults != nil {
 		t.Errorf("a late step: %+v", late)
 	}
 }
 
 func TestInteractiveRefusals(t *testing.T) {
 	s := start(t, nil)
-	s.addLists("a")
+	s.addLedger(t.TempDir(), "a")
 	f := newFake(t, "f")
 	s.register(f, nil)
 	tx := s.begin(node.Beginning{})
-	read := listOp("a", "read", "x", 0, node.Shared, true)
+	read := listOp("a", "list", "x", 0, node.Shared, true)
 	for name, c := range map[string]struct {
 		id   string
 		step node.Step
 		want reason.Code
 	}{
 		"unknown transaction": {node.NewID().String(), node.Step{Number: 1, Operations: []node.StepOperation{read}}, reason.NotFound},
-		"unknown service":     {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("nobody", "read", "x", 0, node.Shared, true)}}, reason.UnknownService},
+		"unknown service":     {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("nobody", "list", "x", 0, node.Shared, true)}}, reason.UnknownService},
 		"lock of an unknown service": {
 			tx.ID, node.Step{Number: 1, Locks: []node.ServiceLock{{Service: "nobody", DeclaredLock: node.DeclaredLock{Key: "x"}}}}, reason.UnknownService,
 		},
 		"no number":         {tx.ID, node.Step{Operations: []node.StepOperation{read}}, reason.InvalidField},
 		"nothing to do":     {tx.ID, node.Step{Number: 1}, reason.EmptyOperations},
-		"cannot execute":    {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("f", "read", "x", 0, node.Shared, true)}}, reason.CannotExecute},
+		"cannot execute":    {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("f", "list", "x", 0, node.Shared, true)}}, reason.CannotExecute},
 		"a malformed key":   {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("a", "read", "x/", 0, node.Shared, true)}}, reason.InvalidKey},
 		"a range":           {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{listOp("a", "read", "x/[1,2)", 0, node.Shared, true)}}, reason.InvalidKey},
 		"beyond the limits": {tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{read}, Refusal: reason.New(reason.TooManyKeys, "", "too many")}, reason.TooManyKeys},
@@ -180,7 +200,7 @@ func TestInteractiveRefusals(t *testing.T) {
 // TestInteractiveIdle: a client that dies holds its locks no longer than the limit.
 func TestInteractiveIdle(t *testing.T) {
 	s := start(t, nil)
-	s.addLists("a")
+	s.addLedger(t.TempDir(), "a")
 	dead := s.begin(node.Beginning{IdleTimeout: 150 * time.Millisecond})
 	s.step(dead.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
 	next := s.begin(node.Beginning{IdleTimeout: 150 * time.Millisecond}) // waits longer than it may be silent
@@ -205,7 +225,7 @@ func TestInteractiveIdle(t *testing.T) {
 // keeps its age.
 func TestInteractiveDeadlock(t *testing.T) {
 	s := start(t, nil)
-	s.addLists("a")
+	s.addLedger(t.TempDir(), "a")
 	elder, younger := s.begin(node.Beginning{}), s.begin(node.Beginning{})
 	s.step(elder.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, false))
 	s.step(younger.ID, 1, listOp("a", "append", "y", 2, node.Exclusive, false))
@@ -241,7 +261,7 @@ func TestInteractiveDeadlock(t *testing.T) {
 // locks none does.
 func TestInteractiveUpgrade(t *testing.T) {
 	s := start(t, nil)
-	s.addLists("a")
+	s.addLedger(t.TempDir(), "a")
 	for mode, victims := range map[node.LockMode]int{node.Shared: 1, node.Update: 0} {
 		var died int
 		var mu sync.Mutex
@@ -284,23 +304,23 @@ func TestInteractiveUpgrade(t *testing.T) {
 // have begun: the participant repeats its results.
 func TestInteractiveRestart(t *testing.T) {
 	s := start(t, nil)
-	a := s.addLists("a")
+	s.addLedger(t.TempDir(), "a")
 	tx := s.begin(node.Beginning{})
 	op := listOp("a", "append", "x", 5, node.Exclusive, true)
-	read := listOp("a", "read", "x", 0, node.Exclusive, true)
+	read := listOp("a", "list", "x", 0, node.Exclusive, true)
 	s.step(tx.ID, 1, op, read)
 	s.restart()
-	if r := s.step(tx.ID, 1, op, read); fmt.Sprintf("%s", r.StepResults) != "[null [5]]" || !r.Replayed {
+	if r := s.step(tx.ID, 1, op, read); stepValues(r) != "null, [5]" || !r.Replayed {
 		t.Errorf("after a restart: %+v", r)
 	}
-	if r := s.step(tx.ID, 2, read); fmt.Sprintf("%s", r.StepResults) != "[[5]]" {
+	if r := s.step(tx.ID, 2, read); stepValues(r) != "[5]" {
 		t.Errorf("the next step: %s", r.StepResults)
 	}
 	if r, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || r.State != "committed" {
 		t.Errorf("commit: %+v, %v", r, err)
 	}
-	if values, pending, err := a.List(t.Context(), "x"); err != nil || fmt.Sprint(values) != "[5]" || pending != 0 {
-		t.Errorf("%v, %d pending, %v", values, pending, err)
+	if x := s.list("a", "x"); x != "[5]" {
+		t.Errorf("x %s", x)
 	}
 }
 
@@ -309,30 +329,13 @@ func TestInteractiveRestart(t *testing.T) {
 func TestInteractiveParticipantLosesWork(t *testing.T) {
 	s := start(t, func(c *shard.Config) { c.PrepareBackoffUs = 1_000 })
 	dir := t.TempDir()
-	open := func() *lists.Service {
-		l, err := lists.Open(dir, "a", nil)
-		if err == nil {
-			err = l.Serve("127.0.0.1:0")
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		base := l.URL()
-		if _, err := s.node.PutService(t.Context(), node.ServiceSpec{
-			Name: "a", PrepareURL: base + "/prepare", CommitURL: base + "/commit", RollbackURL: base + "/rollback", ExecuteURL: base + "/execute",
-		}); err != nil {
-			t.Fatal(err)
-		}
-		return l
-	}
-	l := open()
+	l := s.addLedger(dir, "a")
 	one, two := s.begin(node.Beginning{}), s.begin(node.Beginning{})
 	s.step(one.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l = open()
-	defer func() { _ = l.Close() }()
+	l = s.addLedger(dir, "a")
 	if r := s.step(one.ID, 2, listOp("a", "append", "x", 2, node.Exclusive, true)); r.Abort == nil || r.Abort.Reason != reason.ExecutionLost {
 		t.Errorf("a further step: %+v", r)
 	}
@@ -340,11 +343,11 @@ func TestInteractiveParticipantLosesWork(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l = open()
-	if r, err := s.node.Commit(t.Context(), two.ID, node.WaitCompleted); err != nil || r.Abort == nil || r.Abort.Reason != reason.VotedNo || !strings.Contains(r.Abort.Message, "EXECUTION_LOST") {
+	s.addLedger(dir, "a")
+	if r, err := s.node.Commit(t.Context(), two.ID, node.WaitCompleted); err != nil || r.Abort == nil || r.Abort.Reason != reason.ExecutionLost {
 		t.Errorf("commit: %+v, %v", r, err)
 	}
-	if values, pending, err := l.List(context.Background(), "x"); err != nil || len(values)+pending != 0 {
-		t.Errorf("%v, %d pending, %v", values, pending, err)
+	if x := s.list("a", "x"); x != "[]" {
+		t.Errorf("x %s", x)
 	}
 }

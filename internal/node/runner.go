@@ -269,6 +269,9 @@ func translate(res *rm.Result) shard.AnswerKind {
 	case rm.Yes:
 		return shard.VoteYes
 	case rm.No:
+		if res.Lost() {
+			return shard.Lost
+		}
 		return shard.VoteNo
 	case rm.ReadOnly:
 		return shard.VoteReadOnly
@@ -278,7 +281,7 @@ func translate(res *rm.Result) shard.AnswerKind {
 		return shard.Executed
 	case rm.Refused:
 		switch {
-		case res.Reason == rm.ExecutionLost:
+		case res.Lost():
 			return shard.Lost
 		case res.Retryable:
 			return shard.Conflict

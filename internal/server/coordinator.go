@@ -11,7 +11,7 @@ import (
 // A context that ends stops the waiting, not the transaction: Submit then
 // returns the current state of a transaction that is known to be durable, and
 // reason.OutcomeUnknown (with the id) where even that is not known.
-type Coordinator interface {
+type Coordinator interface { //nolint:interfacebloat // one method for each method of the API
 	Submit(ctx context.Context, s node.Submission) (node.Transaction, error)
 	Transaction(ctx context.Context, id string) (node.Transaction, error)
 	Transactions(ctx context.Context, q node.ListQuery) (node.TransactionPage, error)

@@ -236,6 +236,9 @@ func (s *Shard) voted(r *run, i int, ev *CallDone) {
 		if r.votes == len(r.branches) || mutant.On("commit-on-first-yes") {
 			s.proposeCommit(r)
 		}
+	case Lost:
+		b.vote = VoteNo
+		s.proposeAbort(r, txn.AbortCmd{Reason: reason.ExecutionLost, Message: ev.Reason, Service: r.t.Branches[i].Service})
 	case VoteNo:
 		b.vote = VoteNo
 		s.proposeAbort(r, txn.AbortCmd{Reason: reason.VotedNo, Message: ev.Reason, Service: r.t.Branches[i].Service, Refused: r.t.OnePhase})

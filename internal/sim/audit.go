@@ -591,6 +591,8 @@ func (a *auditor) called(c *shard.Call) {
 		if decided != abort {
 			a.w.fail("rollback of %s is sent before that decision is durable and applied", short(c.ID))
 		}
+	case shard.PhaseExecute:
+		a.w.fail("execute of %s, which was submitted as a whole", short(c.ID))
 	}
 	if c.Forgotten.IsZero() {
 		return

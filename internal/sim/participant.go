@@ -101,6 +101,7 @@ func (p *participant) rubbish(phase shard.Phase) shard.AnswerKind {
 		kinds = []shard.AnswerKind{shard.Indefinite, shard.VoteYes, shard.VoteNo, shard.VoteReadOnly, shard.SaysCommitted}
 	case shard.PhaseRollback:
 		kinds = []shard.AnswerKind{shard.Indefinite, shard.VoteYes, shard.VoteNo, shard.VoteReadOnly, shard.SaysRolledBack, shard.SaysUnknown}
+	case shard.PhaseExecute: // the audit has failed
 	}
 	return kinds[p.w.rng.IntN(len(kinds))]
 }
@@ -151,6 +152,7 @@ func (p *participant) execute(c *shard.Call) (shard.AnswerKind, string) {
 		r.outcome = rolledBack
 		audit.finishedAt(p, c.ID)
 		return shard.Acknowledged, ""
+	case shard.PhaseExecute: // the audit has failed
 	}
 	return shard.Indefinite, "unknown phase"
 }

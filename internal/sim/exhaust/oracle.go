@@ -151,6 +151,8 @@ func (w *world) called(i int, c *shard.Call) {
 		w.unless(rec.Status.Decided() && f == commits, "commit of t%d is sent, but it is %s", t+1, rec.Status)
 	case shard.PhaseRollback:
 		w.unless(rec.Status.Decided() && f == aborts, "rollback of t%d is sent, but it is %s", t+1, rec.Status)
+	case shard.PhaseExecute:
+		w.fail("execute of t%d, which was submitted as a whole", t+1)
 	}
 	for _, o := range w.calls {
 		w.unless(o.from != i || o.opened != n.opened || o.ID != c.ID || o.Branch != c.Branch || o.Attempt != c.Attempt,

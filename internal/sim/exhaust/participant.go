@@ -56,6 +56,7 @@ func (w *world) execute(c *call, vote shard.AnswerKind) shard.AnswerKind {
 			return shard.SaysCommitted
 		}
 		r.outcome = rolledBack
+	case shard.PhaseExecute: // the oracle has failed
 	}
 	return shard.Acknowledged
 }

@@ -3,7 +3,9 @@ package sessions
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txn"
@@ -176,8 +178,7 @@ func (p *part) run(id txnid.ID, b *branch, op []byte) []byte {
 			list = append(list, i.value)
 		}
 	}
-	out, _ := json.Marshal(list)
-	return out
+	return fmt.Append(nil, strings.ReplaceAll(fmt.Sprint(list), " ", ","))
 }
 
 func (p *part) prepare(c *shard.Call, row outcome, d *shard.CallDone) {
@@ -194,7 +195,7 @@ func (p *part) prepare(c *shard.Call, row outcome, d *shard.CallDone) {
 		b = &branch{}
 	}
 	if len(b.executed) != int(c.Executed) || c.Execution != "" && c.Execution != b.name {
-		d.Answer, d.Reason = shard.VoteNo, "EXECUTION_LOST"
+		d.Answer = shard.Lost
 		p.rows[c.ID] = rolledBack
 		delete(p.open, c.ID)
 		return

@@ -111,8 +111,7 @@ func (u *user) key(i int) string {
 
 func (u *user) payload(i int) []byte {
 	m := &u.mops[i]
-	out, _ := json.Marshal(payload{Append: m.Append, Key: m.Key, Value: m.Value})
-	return out
+	return fmt.Appendf(nil, `{"append":%t,"key":%q,"value":%d}`, m.Append, m.Key, m.Value)
 }
 
 func (u *user) service(i int) string { return u.w.parts[u.where[i]].name }
