@@ -1,0 +1,92 @@
+package assent
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Reasons of aborts and refusals that callers may want to tell apart; docs/API.md has
+// all of them.
+const (
+	ReasonVotedNo         = "VOTED_NO"
+	ReasonTimeout         = "TIMEOUT"
+	ReasonLockTimeout     = "LOCK_TIMEOUT"
+	ReasonDeadlock        = "DEADLOCK"
+	ReasonIdleTimeout     = "IDLE_TIMEOUT"
+	ReasonExecuteRefused  = "EXECUTE_REFUSED"
+	ReasonExecuteConflict = "EXECUTE_CONFLICT"
+	ReasonExecutionLost   = "EXECUTION_LOST"
+	ReasonClientRollback  = "CLIENT_ROLLBACK"
+	ReasonUnknownService  = "UNKNOWN_SERVICE"
+	ReasonOverloaded      = "OVERLOADED"
+	ReasonIDConflict      = "ID_CONFLICT"
+)
+
+// AbortedError: the transaction did not happen, anywhere, and never will.
+type AbortedError struct {
+	ID      string
+	Reason  string // stable, one of the constants above
+	Message string // for people
+	Service string // whose answer or lock it was; may be empty
+}
+
+// Error implements error.
+func (e *AbortedError) Error() string {
+	if e.Service == "" {
+		return fmt.Sprintf("transaction %s aborted: %s: %s", e.ID, e.Reason, e.Message)
+	}
+	return fmt.Sprintf("transaction %s aborted: %s at %s: %s", e.ID, e.Reason, e.Service, e.Message)
+}
+
+// Retryable reports whether the same work may succeed in a new transaction, as Run
+// tries by itself.
+func (e *AbortedError) Retryable() bool {
+	switch e.Reason {
+	case ReasonDeadlock, ReasonLockTimeout, ReasonExecuteConflict, ReasonExecutionLost:
+		return true
+	}
+	return false
+}
+
+// UnknownOutcomeError: the transaction may have been committed or not, and nobody could
+// say before the context ended. Get tells later; sending the same submission again is
+// safe, too.
+type UnknownOutcomeError struct {
+	ID  string
+	Err error // what happened last
+}
+
+// Error implements error.
+func (e *UnknownOutcomeError) Error() string {
+	return fmt.Sprintf("transaction %s: the outcome is not known: %v", e.ID, e.Err)
+}
+
+// Unwrap is what happened last.
+func (e *UnknownOutcomeError) Unwrap() error { return e.Err }
+
+// Error is a refusal: the request is wrong, or cannot be taken now, and changed nothing.
+type Error struct {
+	Status  int    // of HTTP
+	Reason  string // stable
+	Message string
+	Hint    string            // what to do about it; may be empty
+	Details map[string]string // field, limit and the like; may be nil
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	text := e.Reason + ": " + e.Message
+	if e.Hint != "" {
+		text += " (" + e.Hint + ")"
+	}
+	return text
+}
+
+// aborted returns the abort of a transaction in an error chain.
+func aborted(err error, id string) *AbortedError {
+	var a *AbortedError
+	if errors.As(err, &a) && a.ID == id {
+		return a
+	}
+	return nil
+}

@@ -1,0 +1,281 @@
+package assent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Option of Run.
+type Option func(*options)
+
+type options struct {
+	timeout, idle time.Duration
+	tries         int
+}
+
+// WithTimeout bounds each try, from its begin to its decision: 10 ms to 1 h. Default:
+// the coordinator's, 1 minute.
+func WithTimeout(d time.Duration) Option { return func(o *options) { o.timeout = d } }
+
+// WithIdleTimeout bounds how long the coordinator waits for a client that has died:
+// 100 ms to 10 min, default 10 s. The client is heard three times in that time.
+func WithIdleTimeout(d time.Duration) Option { return func(o *options) { o.idle = d } }
+
+// WithTries bounds how often the transaction is tried. Default 10.
+func WithTries(n int) Option { return func(o *options) { o.tries = n } }
+
+const (
+	defaultIdle  = 10 * time.Second
+	defaultTries = 10
+	// rollbackPatience is what the rollback of a failed try may take; the coordinator ends
+	// it by itself otherwise.
+	rollbackPatience = 5 * time.Second
+)
+
+// Run runs f as a transaction and commits it. If f returns an error, or panics, the
+// transaction is rolled back, and that is what Run does, too.
+//
+// A transaction that is a deadlock's victim, waits too long for a lock, or loses what a
+// participant had executed, is tried again: f runs again, with another Tx, so it must
+// leave nothing behind outside the transaction. The errors of a Tx must be returned by f,
+// wrapped or not. After the last try the *AbortedError is returned.
+func (c *Client) Run(ctx context.Context, f func(ctx context.Context, tx *Tx) error, opts ...Option) error {
+	o := options{idle: defaultIdle, tries: defaultTries}
+	for _, set := range opts {
+		set(&o)
+	}
+	retryOf := ""
+	for try := 1; ; try++ {
+		tx, err := c.begin(ctx, retryOf, &o)
+		if err != nil {
+			return err
+		}
+		if err = tx.run(ctx, f, o.idle/3); err == nil {
+			return nil
+		}
+		a := aborted(err, tx.id)
+		if a == nil || !a.Retryable() || try >= o.tries || ctx.Err() != nil {
+			return err
+		}
+		retryOf = tx.id
+		// Whoever was in the way needs a moment; eldest first does the rest.
+		timer := time.NewTimer(time.Duration(mathrand.Int64N(int64(time.Duration(min(try, 5)) * 5 * time.Millisecond))))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
+}
+
+// Tx is a transaction that Run has begun. It is safe for concurrent use until the
+// function that got it returns.
+type Tx struct {
+	c    *Client
+	id   string
+	step atomic.Uint32
+
+	mu    sync.Mutex
+	ended error // once it is known to be aborted
+}
+
+// ID of the transaction: a service that takes part by itself is told it in the header
+// Assent-Transaction.
+func (tx *Tx) ID() string { return tx.id }
+
+func (c *Client) begin(ctx context.Context, retryOf string, o *options) (*Tx, error) {
+	body := map[string]string{"id": NewID(), "idle_timeout": o.idle.String()}
+	if o.timeout > 0 {
+		body["timeout"] = o.timeout.String()
+	}
+	if retryOf != "" {
+		body["retry_of"] = retryOf
+	}
+	t := &Transaction{}
+	if err := c.call(ctx, http.MethodPost, "/v1/transactions:begin", body, t); err != nil {
+		return nil, err
+	}
+	return &Tx{c: c, id: t.ID}, nil
+}
+
+// run runs f and commits.
+func (tx *Tx) run(ctx context.Context, f func(context.Context, *Tx) error, beat time.Duration) (err error) {
+	alive, dead := context.WithCancel(ctx)
+	var beats sync.WaitGroup
+	beats.Go(func() { tx.heartbeats(alive, beat) })
+	finished := false
+	defer func() {
+		dead()
+		beats.Wait()
+		if !finished || err != nil && aborted(err, tx.id) == nil {
+			tx.rollback(ctx, err)
+		}
+	}()
+	err = f(ctx, tx)
+	finished = true // no panic
+	if err != nil {
+		return err
+	}
+	dead()
+	beats.Wait()
+	return tx.commit(ctx)
+}
+
+func (tx *Tx) heartbeats(ctx context.Context, every time.Duration) {
+	ticker := time.NewTicker(max(every, 10*time.Millisecond))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+		t := &Transaction{}
+		if err := tx.c.call(ctx, http.MethodPost, tx.path("/heartbeat"), nil, t); err == nil && t.Aborted() {
+			tx.end(t.err())
+			return
+		}
+	}
+}
+
+// rollback ends a try that failed. A commit that may have been decided is left alone.
+func (tx *Tx) rollback(ctx context.Context, why error) {
+	var unknown *UnknownOutcomeError
+	if errors.As(why, &unknown) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackPatience)
+	defer cancel()
+	if _, err := tx.c.Rollback(ctx, tx.id); err != nil {
+		tx.c.log.DebugContext(ctx, "assent: rollback", "transaction", tx.id, "error", err)
+	}
+}
+
+func (tx *Tx) commit(ctx context.Context) error {
+	for {
+		t := &Transaction{}
+		switch err := tx.c.call(ctx, http.MethodPost, tx.path("/commit"), nil, t); {
+		case err != nil:
+			return unknown(tx.id, err)
+		case t.Committed():
+			return nil
+		case t.Aborted():
+			return t.err()
+		case ctx.Err() != nil:
+			return unknown(tx.id, fmt.Errorf("it is %s: %w", t.State, context.Cause(ctx)))
+		}
+	}
+}
+
+func (tx *Tx) path(rest string) string { return "/v1/transactions/" + tx.id + rest }
+
+func (tx *Tx) end(err error) {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.ended == nil {
+		tx.ended = err
+	}
+}
+
+func (tx *Tx) err() error {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	return tx.ended
+}
+
+// StepOperation is an operation of a step of Do.
+type StepOperation struct {
+	Operation
+	Now bool
+}
+
+// MarshalJSON writes the operation as the API has it.
+func (o StepOperation) MarshalJSON() ([]byte, error) {
+	when := ""
+	if o.Now {
+		when = "now"
+	}
+	return json.Marshal(struct {
+		Operation
+		When string `json:"when,omitempty"`
+	}{o.Operation, when})
+}
+
+// Now locks keys, has an operation executed at once, and returns its result. The service
+// needs an execute endpoint.
+func (tx *Tx) Now(ctx context.Context, service string, payload any, locks ...Lock) (json.RawMessage, error) {
+	results, err := tx.Do(ctx, StepOperation{Operation{service, payload, locks}, true})
+	if err != nil {
+		return nil, err
+	}
+	return results[0], nil
+}
+
+// Defer locks keys, and has an operation executed when the transaction commits, behind
+// those that ran at once.
+func (tx *Tx) Defer(ctx context.Context, service string, payload any, locks ...Lock) error {
+	_, err := tx.Do(ctx, StepOperation{Operation{service, payload, locks}, false})
+	return err
+}
+
+// Do does several operations in one step: all their locks first. It returns a result for
+// each, null for those that run at commit.
+func (tx *Tx) Do(ctx context.Context, ops ...StepOperation) ([]json.RawMessage, error) {
+	if len(ops) == 0 {
+		return nil, nil
+	}
+	body := struct {
+		Step       uint32          `json:"step"`
+		Operations []StepOperation `json:"operations"`
+	}{tx.step.Add(1), ops}
+	var answer struct {
+		Transaction Transaction       `json:"transaction"`
+		Results     []json.RawMessage `json:"results"`
+	}
+	if err := tx.take(ctx, "/operations", body, &answer, &answer.Transaction); err != nil {
+		return nil, err
+	}
+	if len(answer.Results) != len(ops) {
+		return nil, fmt.Errorf("assent: %d results for %d operations", len(answer.Results), len(ops))
+	}
+	return answer.Results, nil
+}
+
+// Lock locks keys of services, each named with Lock.Of.
+func (tx *Tx) Lock(ctx context.Context, locks ...Lock) error {
+	if len(locks) == 0 {
+		return nil
+	}
+	body := struct {
+		Step  uint32 `json:"step"`
+		Locks []Lock `json:"locks"`
+	}{tx.step.Add(1), locks}
+	t := &Transaction{}
+	return tx.take(ctx, "/locks", body, t, t)
+}
+
+// take takes a step; t is the transaction in its answer.
+func (tx *Tx) take(ctx context.Context, path string, body, answer any, t *Transaction) error {
+	if err := tx.err(); err != nil {
+		return err
+	}
+	if err := tx.c.call(ctx, http.MethodPost, tx.path(path), body, answer); err != nil {
+		return err
+	}
+	if err := t.err(); err != nil {
+		tx.end(err)
+		return err
+	}
+	if t.State != "active" {
+		return fmt.Errorf("assent: transaction %s takes no steps any more: it is %s", tx.id, t.State)
+	}
+	return nil
+}
