@@ -64,7 +64,7 @@ var Table = map[string]Package{
 	"internal/ledger":    {Ring: Edge, Imports: []string{"internal/txnid", "participant"}},
 	"internal/pgtest":    {Ring: Edge},
 	"internal/serveproc": {Ring: Edge, Imports: []string{"internal/txnid"}},
-	"internal/e2e":       {Ring: Edge, Imports: []string{"internal/ledger", "internal/serveproc", "internal/bench", "internal/pgtest"}},
+	"internal/e2e":       {Ring: Edge, Imports: []string{".", "internal/check", "internal/ledger", "internal/serveproc", "internal/bench", "internal/pgtest"}},
 	"internal/bench":     {Ring: Edge, Imports: []string{"internal/replog", "internal/serveproc", "internal/txnid"}},
 
 	"cmd/assent":      {Ring: Edge, Imports: []string{"..."}},

@@ -1,0 +1,398 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/assent-tx/assent"
+	"github.com/assent-tx/assent/internal/check"
+	"github.com/assent-tx/assent/internal/ledger"
+	"github.com/assent-tx/assent/internal/pgtest"
+	"github.com/assent-tx/assent/internal/serveproc"
+)
+
+var historySeconds = flag.Float64("history.seconds", 6, "how long each of TestHistories runs")
+
+// listService is where lists are: what its operations look like, and how to read their
+// results.
+type listService interface {
+	appendTo(key string, value int64) any
+	list(key string) any
+	parse(result json.RawMessage) ([]int64, error)
+}
+
+// onLedger are lists of an SDK participant.
+type onLedger struct{}
+
+func (onLedger) appendTo(key string, value int64) any {
+	return ledger.Operation{Op: "append", Key: key, Value: value}
+}
+func (onLedger) list(key string) any { return ledger.Operation{Op: "list", Key: key} }
+func (onLedger) parse(result json.RawMessage) ([]int64, error) {
+	var l ledger.List
+	err := json.Unmarshal(result, &l)
+	return l.Values, err
+}
+
+// onPostgres are lists in a table, behind an agent.
+type onPostgres struct{}
+
+func (onPostgres) appendTo(key string, value int64) any {
+	return statement("INSERT INTO item (key, value) VALUES ($1, $2)", key, value)
+}
+
+func (onPostgres) list(key string) any {
+	return statement("SELECT coalesce(string_agg(value::text, ',' ORDER BY n), '') AS list FROM item WHERE key = $1", key)
+}
+
+func (onPostgres) parse(result json.RawMessage) (values []int64, err error) {
+	_, rest, found := bytes.Cut(result, []byte(`"list":"`))
+	text, _, ended := bytes.Cut(rest, []byte(`"`))
+	if !found || !ended {
+		return nil, fmt.Errorf("no list in %s", result)
+	}
+	err = json.Unmarshal(fmt.Appendf(nil, "[%s]", text), &values)
+	return values, err
+}
+
+func statement(sql string, args ...any) any {
+	return map[string]any{"statements": []any{map[string]any{"sql": sql, "args": args}}}
+}
+
+// history runs clients that append and read in transactions, and writes down what they
+// were told.
+type history struct {
+	client   *assent.Client
+	services map[string]listService
+	names    []string
+	locks    bool // off: a planted bug
+	whole    bool // submit transactions as a whole: an open branch would hold all of an SQLite database
+	check.Recorder
+	values  atomic.Int64
+	process atomic.Int64
+	salt    atomic.Int64
+	done    atomic.Int64
+}
+
+const historyKeys = 3 // of each service
+
+func (h *history) lock(key string, mode assent.Mode) assent.Lock {
+	if !h.locks { // a key that nobody else locks
+		key = fmt.Sprintf("%s/%d", key, h.salt.Add(1))
+	}
+	return assent.Lock{Key: key, Mode: mode}
+}
+
+func (h *history) clients(ctx context.Context, t *testing.T, n int) {
+	var all sync.WaitGroup
+	for range n {
+		all.Go(func() {
+			process := int(h.process.Add(1))
+			for ctx.Err() == nil {
+				var mops []check.Mop
+				for range 1 + rand.IntN(4) {
+					name := h.names[rand.IntN(len(h.names))]
+					mops = append(mops, check.Mop{Append: rand.IntN(2) == 0, Key: fmt.Sprintf("%s/k%d", name, rand.IntN(historyKeys))})
+				}
+				if err := h.transaction(t.Context(), process, mops); err != nil {
+					t.Error(err)
+					return
+				}
+				process = int(h.process.Add(1)) // whoever does not know an outcome is somebody new
+			}
+		})
+	}
+	all.Wait()
+}
+
+// transaction runs one and records each of its tries.
+func (h *history) transaction(ctx context.Context, process int, mops []check.Mop) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if h.whole {
+		return h.submit(ctx, process, mops)
+	}
+	tries := 0
+	err := h.client.Run(ctx, func(ctx context.Context, tx *assent.Tx) error {
+		if tries++; tries > 1 {
+			h.End(process, check.Aborted, nil)
+		}
+		for i := range mops {
+			mops[i].List = nil
+			if mops[i].Append {
+				mops[i].Value = h.values.Add(1)
+			}
+		}
+		h.Begin(process, mops)
+		for i := range mops {
+			if err := h.operation(ctx, tx, &mops[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, assent.WithTries(100), assent.WithTimeout(10*time.Second), assent.WithIdleTimeout(5*time.Second))
+	var unknown *assent.UnknownOutcomeError
+	var aborted *assent.AbortedError
+	switch {
+	case err == nil:
+		h.done.Add(1)
+		h.End(process, check.Committed, mops)
+	case errors.As(err, &unknown):
+		h.End(process, check.Unknown, nil)
+	case errors.As(err, &aborted), errors.Is(err, context.DeadlineExceeded):
+		if tries > 0 { // commit was not asked for, or refused
+			h.End(process, check.Aborted, nil)
+		}
+	default:
+		return err
+	}
+	return nil
+}
+
+// submit runs one as a whole. Results are best effort: without them nobody knows what
+// it has read.
+func (h *history) submit(ctx context.Context, process int, mops []check.Mop) error {
+	s := assent.Submission{Completed: true, Timeout: 5 * time.Second}
+	for i := range mops {
+		m := &mops[i]
+		service, key, _ := strings.Cut(m.Key, "/")
+		op := assent.Operation{Service: service, Payload: h.services[service].list(key), Locks: []assent.Lock{h.lock(key, assent.ModeShared)}}
+		if m.Append {
+			m.Value = h.values.Add(1)
+			op.Payload, op.Locks = h.services[service].appendTo(key, m.Value), []assent.Lock{h.lock(key, assent.ModeExclusive)}
+		}
+		s.Operations = append(s.Operations, op)
+	}
+	h.Begin(process, mops)
+	r, err := h.client.Submit(ctx, s)
+	var unknown *assent.UnknownOutcomeError
+	var aborted *assent.AbortedError
+	switch {
+	case errors.As(err, &unknown):
+		h.End(process, check.Unknown, nil)
+		return nil
+	case errors.As(err, &aborted):
+		h.End(process, check.Aborted, nil)
+		return nil
+	case err != nil:
+		return err
+	}
+	taken := map[string]int{}
+	for i := range mops {
+		service, _, _ := strings.Cut(mops[i].Key, "/")
+		var results []json.RawMessage
+		for _, b := range r.Branches {
+			if b.Service == service {
+				results = b.Results
+			}
+		}
+		n := taken[service]
+		taken[service]++
+		if n >= len(results) {
+			h.End(process, check.Unknown, nil)
+			return nil
+		}
+		if !mops[i].Append {
+			if mops[i].List, err = h.services[service].parse(results[n]); err != nil {
+				return err
+			}
+		}
+	}
+	h.done.Add(1)
+	h.End(process, check.Committed, mops)
+	return nil
+}
+
+func (h *history) operation(ctx context.Context, tx *assent.Tx, m *check.Mop) error {
+	service, key, _ := strings.Cut(m.Key, "/")
+	s := h.services[service]
+	if m.Append {
+		_, err := tx.Now(ctx, service, s.appendTo(key, m.Value), h.lock(key, assent.ModeExclusive))
+		return err
+	}
+	mode := assent.ModeShared
+	if rand.IntN(3) == 0 {
+		mode = assent.ModeUpdate
+	}
+	result, err := tx.Now(ctx, service, s.list(key), h.lock(key, mode))
+	if err != nil {
+		return err
+	}
+	m.List, err = s.parse(result)
+	return err
+}
+
+// judge reads every list once more, in one transaction, and checks the history.
+func (h *history) judge(t *testing.T) []check.Anomaly {
+	t.Helper()
+	var all []check.Mop
+	for _, name := range h.names {
+		for k := range historyKeys {
+			all = append(all, check.Mop{Key: fmt.Sprintf("%s/k%d", name, k)})
+		}
+	}
+	if err := h.transaction(t.Context(), int(h.process.Add(1)), all); err != nil {
+		t.Fatal(err)
+	}
+	events := h.Events()
+	txns, err := check.Pair(events)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := check.Check(txns, check.StrictSerializable)
+	t.Logf("%d committed of %d tries, %d anomalies", h.done.Load(), len(txns), len(found))
+	if h.locks && len(found) > 0 {
+		f, err := os.Create(filepath.Join(os.TempDir(), "assent-history.json"))
+		if err == nil {
+			err = errors.Join(check.Write(f, events), f.Close())
+		}
+		t.Logf("the history is in %s: %v", f.Name(), err)
+	}
+	return found
+}
+
+// TestHistories: what clients are told is strictly serializable, whoever is killed: a
+// coordinator with two services of the SDK, and one with two PostgreSQL servers. With
+// locks that exclude nobody the same clients are convicted.
+func TestHistories(t *testing.T) {
+	binary := build(t)
+	for _, locks := range []bool{true, false} {
+		t.Run(fmt.Sprintf("services, locks=%t", locks), func(t *testing.T) {
+			dir := t.TempDir()
+			proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := &history{whole: true, locks: locks, services: map[string]listService{"a": onLedger{}, "b": onLedger{}}, names: []string{"a", "b"}}
+			var services []*child
+			for _, name := range h.names {
+				services = append(services, &child{
+					log:  filepath.Join(dir, name+".log"),
+					args: []string{"ledger", "--name", name, "--dir", dir, "--listen", freeAddress(t), "--coordinator", proc.URL},
+				})
+			}
+			kill := []func(){}
+			for _, s := range services {
+				kill = append(kill, func() { s.kill(); s.start(t, binary) })
+			}
+			h.run(t, proc, binary, services, kill)
+		})
+		t.Run(fmt.Sprintf("PostgreSQL, locks=%t", locks), func(t *testing.T) {
+			dir := t.TempDir()
+			h := &history{locks: locks, services: map[string]listService{"a": onPostgres{}, "b": onPostgres{}}, names: []string{"a", "b"}}
+			var servers []*pgtest.Cluster
+			config := "agents:\n"
+			for _, name := range h.names {
+				s := pgtest.Start(t)
+				if err := s.SQL(t.Context(), "postgres", "CREATE TABLE item (n bigserial PRIMARY KEY, key text NOT NULL, value bigint NOT NULL)"); err != nil {
+					t.Fatal(err)
+				}
+				config += fmt.Sprintf("  - postgres:\n      service: %s\n      dsn: %q\n      isolation: read committed\n      sweep-interval: 1s\n      orphan-after: 2s\n", name, s.DSN("postgres"))
+				servers = append(servers, s)
+			}
+			file := filepath.Join(dir, "assent.yaml")
+			if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"), "--config", file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var kill []func()
+			for _, s := range servers {
+				kill = append(kill, func() {
+					s.Kill()
+					if err := s.Restart(); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			h.run(t, proc, binary, nil, kill)
+			for _, s := range servers {
+				left := ""
+				for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+					if left, err = s.Query(t.Context(), "postgres", "SELECT gid FROM pg_prepared_xacts"); err == nil && left == "" || time.Now().After(end) {
+						break
+					}
+				}
+				if err != nil || left != "" {
+					t.Errorf("left prepared: %q, %v", left, err)
+				}
+			}
+		})
+	}
+}
+
+// run runs clients while somebody is killed again and again; without locks nobody needs
+// to be.
+func (h *history) run(t *testing.T, proc *serveproc.Process, binary string, services []*child, kill []func()) {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	t.Cleanup(proc.Kill)
+	if err := proc.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range services {
+		s.start(t, binary)
+		t.Cleanup(s.kill)
+	}
+	registered(ctx, t, proc, h.names)
+	client, err := assent.New(assent.Config{Endpoints: []string{proc.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.client = client
+	defer client.Close()
+	length := time.Duration(*historySeconds * float64(time.Second))
+	if !h.locks {
+		length = min(length, 2*time.Second)
+	}
+	load, stop := context.WithTimeout(ctx, length)
+	defer stop()
+	var running sync.WaitGroup
+	running.Go(func() { h.clients(load, t, 6) })
+	kills := 0
+	kill = append(kill, func() {
+		proc.Kill()
+		if err := proc.Start(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	for end := time.Now().Add(length); h.locks && time.Now().Before(end); kills++ {
+		before := h.done.Load()
+		for h.done.Load() < before+5 && time.Now().Before(end) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		kill[kills%len(kill)]()
+	}
+	running.Wait()
+	found := h.judge(t)
+	if err := proc.Settled(ctx); err != nil {
+		t.Error(err)
+	}
+	switch {
+	case !h.locks && len(found) == 0:
+		t.Errorf("%d transactions without locks, and nothing was found", h.done.Load())
+	case !h.locks:
+		t.Logf("without locks: %s: %s", found[0].Kind, found[0].Text)
+	case h.done.Load() < 20:
+		t.Errorf("only %d transactions in %d kills: that proves too little", h.done.Load(), kills)
+	default:
+		t.Logf("%d kills", kills)
+		for _, a := range found {
+			t.Errorf("%s: %s", a.Kind, a.Text)
+		}
+	}
+}
