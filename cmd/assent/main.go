@@ -15,14 +15,16 @@ import (
 
 // cli is the command line. Each command lives in a file of its own.
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Run a coordinator."`
-	Service serviceCmd `cmd:"" help:"Register services and look at them."`
-	Txn     txnCmd     `cmd:"" help:"Submit transactions and look at them."`
-	Demo    demoCmd    `cmd:"" help:"See it work: transfers, kills, an audit. Nothing to install."`
-	Ledger  ledgerCmd  `cmd:"" help:"Run an example service."`
-	Agent   agentCmd   `cmd:"" help:"Dress a database as a participant."`
-	Bench   benchCmd   `cmd:"" help:"Measure committed transactions beside their floor."`
-	Version versionCmd `cmd:"" help:"Tell the version."`
+	Serve     serveCmd     `cmd:"" help:"Run a coordinator."`
+	Service   serviceCmd   `cmd:"" help:"Register services and look at them."`
+	Txn       txnCmd       `cmd:"" help:"Submit transactions and look at them."`
+	Locks     locksCmd     `cmd:"" help:"Show who holds and who waits for which keys."`
+	Deadlocks deadlocksCmd `cmd:"" help:"Show the latest deadlocks and who gave way."`
+	Demo      demoCmd      `cmd:"" help:"See it work: transfers, kills, an audit. Nothing to install."`
+	Ledger    ledgerCmd    `cmd:"" help:"Run an example service."`
+	Agent     agentCmd     `cmd:"" help:"Dress a database as a participant."`
+	Bench     benchCmd     `cmd:"" help:"Measure committed transactions beside their floor."`
+	Version   versionCmd   `cmd:"" help:"Tell the version."`
 
 	BenchParticipants benchParticipantsCmd `cmd:"" hidden:""`
 }

@@ -25,6 +25,9 @@ type txnCmd struct {
 	Get      txnGetCmd      `cmd:"" help:"Show a transaction."`
 	List     txnListCmd     `cmd:"" help:"List transactions."`
 	Rollback txnRollbackCmd `cmd:"" help:"Abort a transaction that is not decided."`
+	Begin    txnBeginCmd    `cmd:"" help:"Begin an interactive transaction."`
+	Step     txnStepCmd     `cmd:"" help:"Lock keys and add operations to an interactive transaction."`
+	Commit   txnCommitCmd   `cmd:"" help:"Commit an interactive transaction."`
 	Resolve  txnResolveCmd  `cmd:"" help:"Acknowledge a heuristic hazard after it was repaired."`
 }
 
