@@ -28,6 +28,9 @@ const epochMs = 1_750_000_000_000
 //	  begin tN a b=G c... [one-phase] [isolated] [body=N] [S|X key]...
 //	                                branches at services, of generation G (1); keys are
 //	                                "service/key" and are folded
+//	  open tN [retry=tM] [body=N]   seal tN
+//	  enlist tN STEP [now|later SERVICE...]... [S|U|X key]... [other]
+//	                                other: with another body
 //	  commit tN yes=0,1 [ro=2] [enlisted=N]
 //	  abort tN REASON [refused]     ack tN BRANCH [unknown|committed|rolled_back]
 //	  forget COUNT [before=MS]      resolve tN NOTE
@@ -146,6 +149,8 @@ var effectNames = [...]string{
 	EffectBeginRefused: "begin refused", EffectBlocked: "blocked", EffectGranted: "granted", EffectDecided: "decided", EffectDecisionIgnored: "decision ignored",
 	EffectAcked: "acked", EffectEnded: "ended", EffectForgotten: "forgotten", EffectForgetDone: "forget done", EffectHazard: "hazard", EffectResolved: "resolved",
 	EffectServicePut: "service put", EffectServiceRefused: "service refused", EffectServiceDraining: "service draining", EffectServiceRemoved: "service removed",
+	EffectStepTaken: "step taken", EffectStepRepeated: "step repeated", EffectStepRefused: "step refused", EffectStepBlocked: "step blocked",
+	EffectStepGranted: "step granted", EffectSealed: "sealed", EffectSealRefused: "seal refused", EffectDeadlock: "deadlock: gives way",
 }
 
 func effectText(e *Effect) string {
@@ -166,6 +171,12 @@ func effectText(e *Effect) string {
 	}
 	if e.Name != "" {
 		text += " " + e.Name
+	}
+	if e.Step > 0 {
+		text += fmt.Sprintf(" step %d", e.Step)
+	}
+	for _, w := range e.Cycle {
+		text += fmt.Sprintf("; %s waits for %s %s behind %s", w.Owner, w.Mode, w.Key, w.For)
 	}
 	if e.Service != nil {
 		text += fmt.Sprintf(" generation %d", e.Service.Generation)
@@ -201,6 +212,16 @@ func appendLine(dst []byte, words []string) ([]byte, error) {
 		return AppendLead(dst, Lead{Node: args[0]}), nil
 	case "begin":
 		return AppendBegin(dst, beginOf(id, words[2:])), nil
+	case "open":
+		c := &Open{ID: id, Digest: [32]byte{byte(atoi(flags["body"], 1))}, TimeoutMs: 1000, IdleMs: 500}
+		if v, ok := flags["retry"]; ok {
+			c.RetryOf = testID(atoi(strings.TrimPrefix(v, "t"), 0))
+		}
+		return AppendOpen(dst, c), nil
+	case "enlist":
+		return AppendEnlist(dst, enlistOf(id, args[1:])), nil
+	case "seal":
+		return AppendSeal(dst, id), nil
 	case "commit":
 		c := Commit{ID: id, Yes: indices(flags["yes"]), ReadOnly: indices(flags["ro"])}
 		c.Enlisted = uint32(atoi(flags["enlisted"], len(c.Yes)+len(c.ReadOnly)))
@@ -260,6 +281,39 @@ func beginOf(id txnid.ID, words []string) *Begin {
 	}
 	for i := range c.Branches {
 		c.Branches[i].Isolated = isolated
+	}
+	c.Locks = lock.Fold(needs)
+	return c
+}
+
+// enlistOf: STEP, then "now" or "later" before the services of operations, and modes
+// before keys.
+func enlistOf(id txnid.ID, words []string) *Enlist {
+	c := &Enlist{ID: id, Step: uint32(atoi(words[0], 1)), Digest: [32]byte{1}}
+	var needs []lock.Need
+	now := false
+	for i := 1; i < len(words); i++ {
+		switch word := words[i]; word {
+		case "now", "later":
+			now = word == "now"
+		case "other":
+			c.Digest[0] = 2
+		case "S", "X", "U":
+			i++
+			needs = append(needs, lock.Need{Key: words[i], Mode: map[string]lock.Mode{"S": lock.S, "X": lock.X, "U": lock.U}[word]})
+		default:
+			at := -1
+			for j := range c.Branches {
+				if c.Branches[j].Service == word {
+					at = j
+				}
+			}
+			if at < 0 {
+				at = len(c.Branches)
+				c.Branches = append(c.Branches, EnlistBranch{Service: word, Generation: 1})
+			}
+			c.Ops = append(c.Ops, EnlistOp{Branch: uint32(at), Now: now, Payload: []byte(`{}`)})
+		}
 	}
 	c.Locks = lock.Fold(needs)
 	return c
