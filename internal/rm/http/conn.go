@@ -47,10 +47,12 @@ type conn struct {
 	host string // its key in pool.idle
 	raw  net.Conn
 	rw   net.Conn // raw, or TLS over it
-	left int      // bytes that may still be read; guards against endless headers
-	br   *bufio.Reader
-	bw   *bufio.Writer
-	used time.Time // when it became idle
+	// records is between the two; nil without TLS.
+	records *records
+	left    int // bytes that may still be read; guards against endless headers
+	br      *bufio.Reader
+	bw      *bufio.Writer
+	used    time.Time // when it became idle
 }
 
 var errHeaderTooLarge = fmt.Errorf("the answer's header is over the limit of %d bytes", maxHeaderBytes)
@@ -221,7 +223,7 @@ func (p *pool) take(u *url.URL) *conn {
 			p.idle[host] = list
 		}
 		p.mu.Unlock()
-		if time.Since(c.used) < p.cfg.IdleConnTimeout && quiet(c.raw) {
+		if time.Since(c.used) < p.cfg.IdleConnTimeout && c.quiet() {
 			return c
 		}
 		p.drop(c)
@@ -289,7 +291,8 @@ func (p *pool) dial(ctx context.Context, u *url.URL) (*conn, error) {
 			cfg = cfg.Clone()
 			cfg.ServerName = host
 		}
-		t := tls.Client(raw, cfg)
+		c.records = &records{Conn: raw}
+		t := tls.Client(c.records, cfg)
 		ctx, cancel := context.WithTimeout(ctx, p.cfg.DialTimeout)
 		defer cancel()
 		if err := t.HandshakeContext(ctx); err != nil {
