@@ -94,13 +94,12 @@ type response struct {
 //
 // Reading and writing fail after the attempt's deadline; ctx ends connecting only.
 func (p *pool) roundTrip(ctx context.Context, try *attempt, req *http.Request, body func() io.ReadCloser) (*response, error) {
-	c := p.take(req.URL)
-	if c != nil {
+	var broken *brokenBeforeAnswerError // of the first time
+	if c := p.take(req.URL); c != nil {
 		a, err := p.exchange(c, req, try)
 		if err == nil {
 			return a, nil
 		}
-		var broken *brokenBeforeAnswerError
 		if !errors.As(err, &broken) || ctx.Err() != nil {
 			return nil, err
 		}
@@ -110,7 +109,10 @@ func (p *pool) roundTrip(ctx context.Context, try *attempt, req *http.Request, b
 	ctx, cancel := context.WithDeadline(ctx, try.until())
 	defer cancel()
 	c, err := p.dial(ctx, req.URL)
-	if err != nil {
+	switch {
+	case err != nil && broken != nil: // not as if nothing had been sent
+		return nil, fmt.Errorf("%w, and then: %v", broken, err) //nolint:errorlint // on purpose: see neverConnected
+	case err != nil:
 		return nil, err
 	}
 	return p.exchange(c, req, try)
