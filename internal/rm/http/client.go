@@ -63,7 +63,8 @@ type Client struct {
 	refused  []*job              // calls to be told, without having been sent
 	refusing bool                // a goroutine is telling them
 	idle     []chan *job         // workers without a call, the latest last; at most maxIdleWorkers
-	running  sync.WaitGroup      // the teller and every worker
+	running  int                 // the teller and every worker. Not a WaitGroup, whose Add may not meet its Wait
+	ended    sync.Cond           // running fell to zero
 
 	urlMu sync.RWMutex
 	urls  map[string]*url.URL // parsed once; at most maxParsedURLs
@@ -81,7 +82,7 @@ var _ rm.Caller = (*Client)(nil)
 func New(cfg Config) *Client {
 	cfg = cfg.withDefaults()
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Client{
+	cl := &Client{
 		cfg:      cfg,
 		pool:     newPool(cfg),
 		ctx:      ctx,
@@ -91,6 +92,8 @@ func New(cfg Config) *Client {
 		urls:     make(map[string]*url.URL),
 		here:     make(map[string]Local),
 	}
+	cl.ended.L = &cl.mu
+	return cl
 }
 
 // overtakenGrace is what a prepare still gets when its branch has been decided, and
@@ -174,7 +177,7 @@ func (cl *Client) start(j *job) {
 		cl.idle = cl.idle[:last]
 		return
 	}
-	cl.running.Add(1)
+	cl.running++
 	go cl.work(j)
 }
 
@@ -200,7 +203,7 @@ func (cl *Client) pop(s *service) (*job, bool) {
 // work runs j and then whatever waits at its service: one goroutine for each slot
 // in use, none for a waiting call. Without a call it stays a while for the next.
 func (cl *Client) work(j *job) {
-	defer cl.running.Done()
+	defer cl.end()
 	next := make(chan *job, 1)
 	for {
 		j.done(cl.try(j))
@@ -211,6 +214,15 @@ func (cl *Client) work(j *job) {
 		if j, ok = <-next; !ok {
 			return
 		}
+	}
+}
+
+// end is the last thing that a counted goroutine does.
+func (cl *Client) end() {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.running--; cl.running == 0 {
+		cl.ended.Broadcast()
 	}
 }
 
@@ -252,13 +264,13 @@ func (cl *Client) refuse(j *job, why string) {
 	cl.refused = append(cl.refused, j)
 	if !cl.refusing {
 		cl.refusing = true
-		cl.running.Add(1)
+		cl.running++
 		go cl.tellRefused()
 	}
 }
 
 func (cl *Client) tellRefused() {
-	defer cl.running.Done()
+	defer cl.end()
 	for {
 		cl.mu.Lock()
 		batch := cl.refused
@@ -276,7 +288,7 @@ func (cl *Client) tellRefused() {
 }
 
 // Close ends the calls in flight, refuses those that wait, and returns when every
-// done has run. Later calls are refused.
+// done of an earlier call has run. Later calls are refused.
 func (cl *Client) Close() {
 	cl.mu.Lock()
 	cl.closed = true
@@ -295,7 +307,11 @@ func (cl *Client) Close() {
 	cl.mu.Unlock()
 	cl.cancel() // ends what connects
 	cl.pool.close()
-	cl.running.Wait()
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	for cl.running > 0 {
+		cl.ended.Wait()
+	}
 }
 
 // parseURL parses each registered URL once. The result must not be changed.
