@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log"
 	"time"
 
 	"github.com/assent-tx/assent"
@@ -15,7 +14,7 @@ import (
 func ExampleClient_Run() {
 	client, err := assent.New(assent.Config{}) // ASSENT_ENDPOINTS, or http://127.0.0.1:7070
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -39,7 +38,7 @@ func ExampleClient_Run() {
 	})
 	var unknown *assent.UnknownOutcomeError
 	if errors.As(err, &unknown) {
-		log.Printf("ask for %s later", unknown.ID)
+		fmt.Printf("ask for %s later\n", unknown.ID)
 	}
 }
 
@@ -47,7 +46,7 @@ func ExampleClient_Run() {
 func ExampleClient_Submit() {
 	client, err := assent.New(assent.Config{Endpoints: []string{"http://127.0.0.1:7070"}})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer client.Close()
 	_, err = client.Submit(context.Background(), assent.Submission{
@@ -59,6 +58,6 @@ func ExampleClient_Submit() {
 	})
 	var aborted *assent.AbortedError
 	if errors.As(err, &aborted) {
-		log.Printf("not done: %s", aborted.Reason)
+		fmt.Printf("not done: %s\n", aborted.Reason)
 	}
 }

@@ -24,12 +24,20 @@ func TestSteps(t *testing.T) {
 		request string // the beginning of it
 		out     string // part of it
 	}{
-		{"begin", "txn begin --id " + someID + " --timeout 30s --idle-timeout 1s --retry-of " + someID, answer{200, interactiveTx}, 0,
-			`POST /v1/transactions:begin {"id":"` + someID + `","timeout":"30s","idle_timeout":"1s","retry_of":"` + someID + `"}`, someID + "\n"},
+		{
+			"begin", "txn begin --id " + someID + " --timeout 30s --idle-timeout 1s --retry-of " + someID,
+			answer{200, interactiveTx},
+			0,
+			`POST /v1/transactions:begin {"id":"` + someID + `","timeout":"30s","idle_timeout":"1s","retry_of":"` + someID + `"}`, someID + "\n",
+		},
 		{"begin without id", "txn begin", answer{200, interactiveTx}, 0, `POST /v1/transactions:begin {"id":"0`, someID + "\n"},
-		{"now", "txn step " + someID + ` 3 --op a={"n":1} --op b=null --now --lock a=k --shared b=l --update b=m`, answer{200, stepAnswer}, 0,
+		{
+			"now", "txn step " + someID + ` 3 --op a={"n":1} --op b=null --now --lock a=k --shared b=l --update b=m`,
+			answer{200, stepAnswer},
+			0,
 			`POST /v1/transactions/` + someID + `/operations {"step":3,"operations":[{"service":"a","payload":{"n":1},"when":"now"},{"service":"b","payload":null,"when":"now"}],"locks":[{"service":"a","key":"k","mode":"exclusive"},{"service":"b","key":"l","mode":"shared"},{"service":"b","key":"m","mode":"update"}]}`,
-			"{\"balance\":7}\nnull\n"},
+			"{\"balance\":7}\nnull\n",
+		},
 		{"at commit", "txn step " + someID + ` 3 --op a=1`, answer{200, stepAnswer}, 0, `POST /v1/transactions/` + someID + `/operations {"step":3,"operations":[{"service":"a","payload":1}]}`, "active"},
 		{"locks alone", "txn step " + someID + " 1 --lock a=k", answer{200, interactiveTx}, 0, `POST /v1/transactions/` + someID + `/locks {"step":1,"locks":[{"service":"a","key":"k","mode":"exclusive"}]}`, "active"},
 		{"victim", "txn step " + someID + " 1 --lock a=k", answer{200, victimTx}, 1, "POST", "DEADLOCK"},

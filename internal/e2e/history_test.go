@@ -321,7 +321,7 @@ func TestHistories(t *testing.T) {
 			}
 			h.run(t, proc, binary, nil, kill)
 			for _, s := range servers {
-				left := ""
+				var left string
 				for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 					if left, err = s.Query(t.Context(), "postgres", "SELECT gid FROM pg_prepared_xacts"); err == nil && left == "" || time.Now().After(end) {
 						break
