@@ -19,7 +19,7 @@ func (t *Table) Check() error {
 		if !c.granted() {
 			waiters++
 		}
-		if len(c.more) > 0 {
+		if c.grown != nil {
 			grown++
 		}
 	}
@@ -45,9 +45,10 @@ func (t *Table) checkClaim(c *claim) error {
 	holds := map[string]bool{}
 	for i := range c.parts() {
 		p := c.at(i)
-		if p.next < 0 || p.next > len(p.slots) {
+		if p.next < 0 || int(p.next) > len(p.slots) {
 			return fmt.Errorf("stands at node %d of %d", p.next, len(p.slots))
 		}
+		next := int(p.next)
 		if i < c.parts()-1 && !p.done() {
 			return errors.New("asked for more while it waited")
 		}
@@ -59,25 +60,31 @@ func (t *Table) checkClaim(c *claim) error {
 			switch {
 			case s.claim != c:
 				return fmt.Errorf("%q belongs to another", s.key)
-			case s.node == nil && j < p.next && !c.granted() && c.parts() == 1:
+			case s.node == nil && j < next && !c.granted() && c.parts() == 1:
 				return fmt.Errorf("%q was released while the claim waits", s.key)
-			case s.node == nil && j == p.next:
+			case s.node == nil && j == next:
 				return fmt.Errorf("%q was not asked for", s.key)
-			case s.node != nil && j > p.next:
+			case s.node != nil && j > next:
 				return fmt.Errorf("%q was asked for before its turn", s.key)
 			case s.node != nil && t.nodes[s.key] != s.node:
 				return fmt.Errorf("%q is at a node that is not in the table", s.key)
-			case s.node != nil && j < p.next && holds[s.key]:
+			case s.node != nil && j < next && holds[s.key]:
 				return fmt.Errorf("%q is held twice", s.key)
-			case s.converts != nil && (j != p.next || s.converts != c.holds(s.key)):
+			case s.converts && (j != next || c.holds(s.key) == nil):
 				return fmt.Errorf("%q converts what is not held", s.key)
-			case s.converts == nil && j == p.next && c.holds(s.key) != nil:
+			case !s.converts && j == next && c.holds(s.key) != nil:
 				return fmt.Errorf("%q waits for what is held", s.key)
 			}
-			if s.node != nil && j < p.next {
+			if s.node != nil && j < next {
 				holds[s.key] = true
+				if c.holds(s.key) != s {
+					return fmt.Errorf("%q is held by another part", s.key)
+				}
 			}
 		}
+	}
+	if c.grown != nil && len(c.grown.held) != len(holds) {
+		return fmt.Errorf("%d nodes are held, %d are known", len(holds), len(c.grown.held))
 	}
 	return c.checkChains()
 }
@@ -117,7 +124,7 @@ func (t *Table) checkNode(n *node) error {
 		return errors.New("nobody holds it or waits")
 	}
 	var holding, waiting tally
-	converting := 0
+	queues := false // somebody who converts nothing was seen
 	for s := n.holders.head; s != nil; s = s.next {
 		if err := t.checkSlot(n, &n.holders, s); err != nil {
 			return err
@@ -137,7 +144,7 @@ func (t *Table) checkNode(n *node) error {
 		if s.claim.granted() || s.claim.outstanding() != s {
 			return fmt.Errorf("%s waits elsewhere", s.claim.owner)
 		}
-		if converting += bit(s.converts != nil); converting < int(waiting.total())+1 && s.converts != nil {
+		if queues = queues || !s.converts; queues && s.converts {
 			return fmt.Errorf("the conversion of %s stands behind another waiter", s.claim.owner)
 		}
 		if !s.mode.waitsFor(n.held(s), waiting.present) {
@@ -147,9 +154,6 @@ func (t *Table) checkNode(n *node) error {
 			return fmt.Errorf("%s was overtaken %d times", s.claim.owner, s.overtaken)
 		}
 		waiting.add(s.mode)
-	}
-	if converting != n.converting {
-		return fmt.Errorf("%d conversions wait, %d are counted", converting, n.converting)
 	}
 	if holding != n.holding || waiting != n.waiting {
 		return fmt.Errorf("counts are %v and %v, lists have %v and %v", n.holding, n.waiting, holding, waiting)

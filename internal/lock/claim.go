@@ -15,8 +15,13 @@ type claim struct {
 	owner txnid.ID
 	atMs  uint64
 	part  // the first
-	more  []*part
-	index int // scratch of AppendSnapshot
+	grown *growth
+}
+
+// growth is what only a claim has that grew by steps.
+type growth struct {
+	parts []*part          // the later ones
+	held  map[string]*slot // all that hold a node for the claim, by key
 }
 
 // part is a folded set. Slots before next have been granted, the slot at next waits,
@@ -24,7 +29,8 @@ type claim struct {
 // was replaced by a conversion, or was not needed.
 type part struct {
 	slots []slot // ascending by key; never moved, since nodes point at them
-	next  int
+	next  int32
+	index int32 // scratch of AppendSnapshot, in the first part
 }
 
 // elder orders claims by age; ties go to the lesser id.
@@ -36,13 +42,13 @@ func (c *claim) elder(than *claim) bool {
 }
 
 func (c *claim) last() *part {
-	if n := len(c.more); n > 0 {
-		return c.more[n-1]
+	if c.grown != nil {
+		return c.grown.parts[len(c.grown.parts)-1]
 	}
 	return &c.part
 }
 
-func (p *part) done() bool { return p.next == len(p.slots) }
+func (p *part) done() bool { return int(p.next) == len(p.slots) }
 
 func (c *claim) granted() bool { return c.last().done() }
 
@@ -53,13 +59,31 @@ func (c *claim) outstanding() *slot {
 }
 
 // parts is the number of parts, the first counted.
-func (c *claim) parts() int { return 1 + len(c.more) }
+func (c *claim) parts() int {
+	if c.grown == nil {
+		return 1
+	}
+	return 1 + len(c.grown.parts)
+}
 
 func (c *claim) at(i int) *part {
 	if i == 0 {
 		return &c.part
 	}
-	return c.more[i-1]
+	return c.grown.parts[i-1]
+}
+
+// grow adds a part.
+func (c *claim) grow(p *part) {
+	if c.grown == nil {
+		c.grown = &growth{held: make(map[string]*slot, len(c.slots)+len(p.slots))}
+		for i := range c.slots {
+			if s := &c.slots[i]; s.node != nil {
+				c.grown.held[s.key] = s
+			}
+		}
+	}
+	c.grown.parts = append(c.grown.parts, p)
 }
 
 // find is the index of the part's slot with this key.
@@ -69,11 +93,11 @@ func (p *part) find(key string) (int, bool) {
 
 // holds is the slot that holds a node for the claim; nil: it does not.
 func (c *claim) holds(key string) *slot {
-	for i := len(c.more); i >= 0; i-- {
-		p := c.at(i)
-		if j, ok := p.find(key); ok && j < p.next && p.slots[j].node != nil {
-			return &p.slots[j]
-		}
+	if c.grown != nil {
+		return c.grown.held[key]
+	}
+	if i, ok := c.find(key); ok && i < int(c.next) && c.slots[i].node != nil {
+		return &c.slots[i]
 	}
 	return nil
 }
@@ -81,7 +105,7 @@ func (c *claim) holds(key string) *slot {
 // lacks is what of a need a claim that grew by steps has to ask for: nothing if it is
 // covered by what it holds here or further up, and a conversion if it holds the node
 // in a weaker mode.
-func (c *claim) lacks(s *slot) (mode Mode, converts *slot, needed bool) {
+func (c *claim) lacks(s *slot) (mode Mode, converts, needed bool) {
 	cover, covered := IS, false
 	for up, ok := parent(s.key); ok; up, ok = parent(up) {
 		if h := c.holds(up); h != nil {
@@ -91,17 +115,15 @@ func (c *claim) lacks(s *slot) (mode Mode, converts *slot, needed bool) {
 	mode = s.mode
 	if covered {
 		if mode, needed = mode.below(cover); !needed {
-			return 0, nil, false
+			return 0, false, false
 		}
 	}
 	h := c.holds(s.key)
 	if h == nil {
-		return mode, nil, true
+		return mode, false, true
 	}
-	if mode = Join(h.mode, mode); mode == h.mode {
-		return 0, nil, false
-	}
-	return mode, h, true
+	mode = Join(h.mode, mode)
+	return mode, true, mode != h.mode
 }
 
 // newPart makes the slots of a folded set.
@@ -166,7 +188,8 @@ func (c *claim) eachAt(service string, f func(s *slot)) {
 			}
 		}
 	}
-	for _, p := range c.more {
+	for part := 1; part < c.parts(); part++ {
+		p := c.at(part)
 		for i := range p.slots {
 			if s := &p.slots[i]; s.node != nil && Service(s.key) == service {
 				f(s)

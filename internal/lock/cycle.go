@@ -1,6 +1,10 @@
 package lock
 
 import (
+	"fmt"
+	"iter"
+	"slices"
+
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/txnid"
 )
@@ -14,7 +18,8 @@ type Wait struct {
 	For   txnid.ID
 }
 
-// NextCycle returns a cycle of waiting, or nil if there is none. Ask after every call
+// NextCycle returns a shortest cycle of waiting through one of the claims that began to
+// wait, or nil if there is none; its first owner is that claim. Ask after every call
 // that claims, extends, releases or drops, and make one of its owners stop waiting,
 // until it returns nil.
 //
@@ -25,7 +30,7 @@ type Wait struct {
 func (t *Table) NextCycle() []Wait {
 	for n := len(t.blocked); n > 0; n = len(t.blocked) {
 		c := t.claims[t.blocked[n-1]]
-		if c != nil && !c.granted() && t.grown > 0 {
+		if c != nil && !c.granted() && t.grown > 0 && c.waitedFor() {
 			if cycle := t.cycle(c); cycle != nil {
 				return cycle
 			}
@@ -35,60 +40,111 @@ func (t *Table) NextCycle() []Wait {
 	return nil
 }
 
-// cycle searches depth first from a waiting claim for a way back to it.
-func (t *Table) cycle(from *claim) []Wait {
-	type step struct {
-		claim *claim
-		ways  []*claim
+// waitedFor reports whether somebody may wait for a claim that waits; if nobody does,
+// no cycle goes through it. Most claims end the search here.
+func (c *claim) waitedFor() bool {
+	if c.outstanding().next != nil {
+		return true
 	}
-	seen := map[*claim]bool{from: true}
-	path := []step{{claim: from, ways: blockers(from)}}
-	for len(path) > 0 {
-		top := &path[len(path)-1]
-		if len(top.ways) == 0 {
-			path = path[:len(path)-1]
-			continue
-		}
-		next := top.ways[0]
-		top.ways = top.ways[1:]
-		if next == from {
-			cycle := make([]Wait, len(path))
-			for i := range path {
-				w, behind := path[i].claim.outstanding(), from
-				if i+1 < len(path) {
-					behind = path[i+1].claim
-				}
-				cycle[i] = Wait{Owner: path[i].claim.owner, Key: w.key, Mode: w.mode, For: behind.owner}
+	for i := range c.parts() {
+		p := c.at(i)
+		for j := range p.next {
+			if n := p.slots[j].node; n != nil && n.queue.head != nil {
+				return true
 			}
-			return cycle
 		}
-		if !seen[next] && !next.granted() {
-			seen[next] = true
-			path = append(path, step{claim: next, ways: blockers(next)})
+	}
+	return false
+}
+
+// search goes breadth first along the wait-for graph. It looks at a slot once for each
+// mode in which somebody waits at its node, however many wait there.
+type search struct {
+	from    *claim
+	cameBy  map[*claim]*claim
+	next    []*claim
+	holders map[*node]uint8 // modes for which the holders were looked at
+	ahead   map[*slot]uint8 // modes for which this waiter and all ahead of it were looked at
+}
+
+// cycle is a shortest way from a waiting claim back to it, or nil.
+func (t *Table) cycle(from *claim) []Wait {
+	s := search{from: from, cameBy: map[*claim]*claim{from: nil}, next: []*claim{from}, holders: map[*node]uint8{}, ahead: map[*slot]uint8{}}
+	for len(s.next) > 0 {
+		c := s.next[0]
+		s.next = s.next[1:]
+		if s.expand(c) {
+			return s.way(c)
 		}
 	}
 	return nil
 }
 
-// blockers are the claims that a waiting claim waits for: holders in the order of their
-// grants, then waiters ahead from the head of the queue.
-func blockers(c *claim) []*claim {
+// expand looks at whatever c waits for, and reports whether the search's start is among it.
+func (s *search) expand(c *claim) (back bool) {
 	w := c.outstanding()
-	var list []*claim
-	for s := w.node.holders.head; s != nil; s = s.next {
-		if s.claim != c && !Compatible(w.mode, s.mode) {
-			list = append(list, s.claim)
+	if s.holders[w.node]&w.mode.bit() == 0 {
+		if c != s.from { // it may convert, and pass over itself: others must not
+			s.holders[w.node] |= w.mode.bit()
+		}
+		for h := w.node.holders.head; h != nil; h = h.next {
+			if h.claim != c && !Compatible(w.mode, h.mode) && s.reach(c, h.claim) {
+				return true
+			}
 		}
 	}
 	if mutant.On("lock-cycle-ignores-waiters") {
-		return list
+		return false
 	}
-	for s := w.node.queue.head; s != w; s = s.next {
-		if !mutual(w.mode, s.mode) {
-			list = append(list, s.claim)
+	for q := w.prev; q != nil && s.ahead[q]&w.mode.bit() == 0; q = q.prev {
+		s.ahead[q] |= w.mode.bit()
+		if !mutual(w.mode, q.mode) && s.reach(c, q.claim) {
+			return true
 		}
 	}
-	return list
+	return false
+}
+
+func (s *search) reach(by, c *claim) (back bool) {
+	if c == s.from {
+		return true
+	}
+	if _, seen := s.cameBy[c]; !seen && !c.granted() {
+		s.cameBy[c] = by
+		s.next = append(s.next, c)
+	}
+	return false
+}
+
+// way is the cycle that last closes.
+func (s *search) way(last *claim) []Wait {
+	var cycle []Wait
+	behind := s.from
+	for c := last; c != nil; c = s.cameBy[c] {
+		w := c.outstanding()
+		cycle = append(cycle, Wait{Owner: c.owner, Key: w.key, Mode: w.mode, For: behind.owner})
+		behind = c
+	}
+	slices.Reverse(cycle)
+	return cycle
+}
+
+// blockers are the claims that a waiting claim waits for: holders in the order of their
+// grants, then waiters ahead from the head of the queue.
+func (c *claim) blockers() iter.Seq[*claim] {
+	w := c.outstanding()
+	return func(yield func(*claim) bool) {
+		for s := w.node.holders.head; s != nil; s = s.next {
+			if s.claim != c && !Compatible(w.mode, s.mode) && !yield(s.claim) {
+				return
+			}
+		}
+		for s := w.node.queue.head; s != w; s = s.next {
+			if !mutual(w.mode, s.mode) && !yield(s.claim) {
+				return
+			}
+		}
+	}
 }
 
 // Victim is the youngest of a cycle's owners. The table knows their ages.
@@ -110,6 +166,9 @@ func (t *Table) Victim(cycle []Wait) txnid.ID {
 // in any cycle that it stands in again some other claim is the youngest.
 func (t *Table) Restart(owner txnid.ID, woken []txnid.ID) (granted bool, all []txnid.ID) {
 	c := t.claims[owner]
+	if c == nil || c.granted() || c.grown != nil {
+		panic(fmt.Sprintf("lock: restart of %s, which does not wait for its first set", owner))
+	}
 	set := make([]Need, len(c.slots))
 	for i := range c.slots {
 		set[i] = Need{Key: c.slots[i].key, Mode: c.slots[i].mode}

@@ -11,8 +11,8 @@ type slot struct {
 	key        string
 	mode       Mode
 	overtaken  uint8 // by incompatible elders, while waiting
+	converts   bool  // waits to replace the slot that holds this node for the same claim
 	same       int32 // index in the claim's first part of its next slot at the same service; 0: none
-	converts   *slot // the same claim's slot at this node that this one replaces; nil: none
 }
 
 // list is an intrusive list of slots.
@@ -73,23 +73,24 @@ type node struct {
 	queue   list // who is nearer to the head is served first
 	holding tally
 	waiting tally
-
-	converting int // waiters at the head of the queue that hold the node already
 }
 
 // held is the set of modes that owners other than s's hold.
 func (n *node) held(s *slot) uint8 {
-	if s.converts != nil && n.holding.count[s.converts.mode] == 1 {
-		return n.holding.present &^ s.converts.mode.bit()
+	if s.converts {
+		if own := s.claim.holds(s.key).mode; n.holding.count[own] == 1 {
+			return n.holding.present &^ own.bit()
+		}
 	}
 	return n.holding.present
 }
 
 // grant makes a slot a holder, in place of the one that it converts.
 func (n *node) grant(s *slot) {
-	if old := s.converts; old != nil {
+	if s.converts {
+		old := s.claim.holds(s.key)
 		n.unhold(old)
-		old.node, s.converts = nil, nil
+		old.node, s.converts = nil, false
 	}
 	n.hold(s)
 }
@@ -97,27 +98,27 @@ func (n *node) grant(s *slot) {
 func (n *node) hold(s *slot) {
 	n.holders.pushBack(s)
 	n.holding.add(s.mode)
+	if g := s.claim.grown; g != nil {
+		g.held[s.key] = s
+	}
 }
 
 func (n *node) unhold(s *slot) {
 	n.holders.remove(s)
 	n.holding.remove(s.mode)
+	if g := s.claim.grown; g != nil {
+		delete(g.held, s.key)
+	}
 }
 
 func (n *node) enqueue(at, s *slot) {
 	n.queue.insertAfter(at, s)
 	n.waiting.add(s.mode)
-	if s.converts != nil {
-		n.converting++
-	}
 }
 
 func (n *node) dequeue(s *slot) {
 	n.queue.remove(s)
 	n.waiting.remove(s.mode)
-	if s.converts != nil {
-		n.converting--
-	}
 }
 
 func (n *node) empty() bool { return n.holders.head == nil && n.queue.head == nil }
@@ -127,8 +128,8 @@ func (n *node) empty() bool { return n.holders.head == nil && n.queue.head == ni
 // that wait ahead of the place. Conversions stand ahead of all others, the eldest
 // first: whoever waits for the node waits for its holders anyway.
 func (n *node) place(s *slot) (at *slot, ahead uint8) {
-	if s.converts != nil && !mutant.On("lock-conversion-queues-up") {
-		for next := n.queue.head; next != nil && next.converts != nil && !s.claim.elder(next.claim); next = next.next {
+	if s.converts && !mutant.On("lock-conversion-queues-up") {
+		for next := n.queue.head; next != nil && next.converts && !s.claim.elder(next.claim); next = next.next {
 			at = next
 			ahead |= next.mode.bit()
 		}

@@ -36,10 +36,10 @@ func (t *Table) AppendSnapshot(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(owners)))
 	for i, owner := range owners {
 		c := t.claims[owner]
-		c.index = i
+		c.index = int32(i)
 		dst = append(dst, owner[:]...)
 		dst = binary.AppendUvarint(dst, c.atMs)
-		dst = append(dst, byte(bit(len(c.more) > 0)))
+		dst = append(dst, byte(bit(c.grown != nil)))
 		var later []slot
 		if !c.granted() {
 			p := c.last()
@@ -186,14 +186,15 @@ func (r *reader) table() *Table {
 		c := d.claim
 		wanted := append(d.waiting, d.later...)
 		if !d.grown {
-			c.part = part{slots: append(d.held, wanted...), next: len(d.held)}
+			c.part = part{slots: append(d.held, wanted...), next: int32(len(d.held))}
 		} else { // what it holds is as good as asked for first
-			c.part = part{slots: d.held, next: len(d.held)}
-			c.more = []*part{{slots: wanted}}
-			if err := c.more[0].check(); err != nil {
+			c.part = part{slots: d.held, next: int32(len(d.held))}
+			p := &part{slots: wanted}
+			if err := p.check(); err != nil {
 				r.fail(err.Error())
 				return t
 			}
+			c.grow(p) // before the nodes are held, and counted as they are
 			t.grown++
 		}
 		for j := range c.parts() {
@@ -219,7 +220,7 @@ func (r *reader) table() *Table {
 		for _, p := range q.waiters {
 			c := p.draft.claim
 			s := c.outstanding()
-			s.converts = c.holds(s.key)
+			s.converts = c.grown != nil && c.holds(s.key) != nil
 			s.node = n
 			if mutant.On("lock-restore-loses-order") {
 				n.enqueue(nil, s)

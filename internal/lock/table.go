@@ -18,13 +18,13 @@ type Table struct {
 	claims  map[txnid.ID]*claim
 	waiters int        // claims that wait
 	grown   int        // claims that grew by steps: without them there is no cycle
-	blocked []txnid.ID // claims that began to wait since NextCycle was asked; not part of a snapshot
+	blocked []txnid.ID // claims that began to wait since NextCycle was asked, if any had grown; not part of a snapshot
 }
 
 // mayOvertake: elders pass younger waiters, freely if both can hold together and
 // else until the waiter has had enough. Nobody passes a conversion.
 func (s *slot) mayOvertake(w *slot) bool {
-	if w.converts != nil || !s.claim.elder(w.claim) {
+	if w.converts || !s.claim.elder(w.claim) {
 		return false
 	}
 	return w.overtaken < maxOvertakes || mutual(s.mode, w.mode) || mutant.On("lock-no-overtake-bound")
@@ -73,10 +73,10 @@ func (t *Table) Extend(owner txnid.ID, atMs uint64, set []Need) (granted bool) {
 	if err := p.check(); err != nil {
 		panic(fmt.Sprintf("lock: extension of %s: %v", owner, err))
 	}
-	if len(c.more) == 0 {
+	if c.grown == nil {
 		t.grown++
 	}
-	c.more = append(c.more, &p)
+	c.grow(&p)
 	return t.advance(c)
 }
 
@@ -91,7 +91,7 @@ func (t *Table) advance(c *claim) (granted bool) {
 }
 
 func (t *Table) request(c *claim, s *slot) (granted bool) {
-	if len(c.more) > 0 {
+	if c.grown != nil {
 		mode, converts, needed := c.lacks(s)
 		if !needed {
 			return true
@@ -114,7 +114,9 @@ func (t *Table) request(c *claim, s *slot) (granted bool) {
 	}
 	n.enqueue(at, s)
 	t.waiters++
-	t.blocked = append(t.blocked, c.owner)
+	if t.grown > 0 {
+		t.blocked = append(t.blocked, c.owner)
+	}
 	return false
 }
 
@@ -132,24 +134,24 @@ func (t *Table) Release(owner txnid.ID, service string, woken []txnid.ID) []txni
 	}
 	// All is given back before any is handed on, so that a woken claim does not
 	// queue at nodes that are about to be free.
-	var few [8]*node
-	touched := few[:0]
+	c.eachAt(service, func(s *slot) { s.node.unhold(s) })
+	var left []*node
 	c.eachAt(service, func(s *slot) {
-		s.node.unhold(s)
-		touched = append(touched, s.node)
+		if n := s.node; c.grown == nil {
+			woken = t.handOn(n, woken)
+		} else {
+			left = append(left, n)
+		}
 		s.node = nil
 	})
-	return t.handAllOn(c, touched, woken)
+	return t.handAllOn(left, woken)
 }
 
-// handAllOn hands on nodes in order of their keys, whichever steps they were asked for
-// in: a restored table no longer knows those.
-func (t *Table) handAllOn(c *claim, touched []*node, woken []txnid.ID) []txnid.ID {
-	if len(c.more) > 0 {
-		slices.SortFunc(touched, func(a, b *node) int { return cmp.Compare(a.key, b.key) })
-		touched = slices.Compact(touched)
-	}
-	for _, n := range touched {
+// handAllOn hands on the nodes that a claim left which grew, in order of their keys,
+// whichever steps they were asked for in: a restored table no longer knows those.
+func (t *Table) handAllOn(left []*node, woken []txnid.ID) []txnid.ID {
+	slices.SortFunc(left, func(a, b *node) int { return cmp.Compare(a.key, b.key) })
+	for _, n := range slices.Compact(left) {
 		woken = t.handOn(n, woken)
 	}
 	return woken
@@ -165,7 +167,7 @@ func (t *Table) Abandon(owner txnid.ID, woken []txnid.ID) []txnid.ID {
 	p, s := c.last(), c.outstanding()
 	n := s.node
 	n.dequeue(s)
-	s.node, s.converts = nil, nil
+	s.node, s.converts = nil, false
 	t.waiters--
 	p.slots = p.slots[:p.next]
 	return t.handOn(n, woken)
@@ -179,17 +181,14 @@ func (t *Table) Drop(owner txnid.ID, woken []txnid.ID) []txnid.ID {
 		return woken
 	}
 	delete(t.claims, owner)
-	if len(c.more) > 0 {
+	if c.grown != nil {
 		t.grown--
 	}
-	var few [8]*node
-	touched := few[:0]
 	for i := range c.parts() {
 		p := c.at(i)
 		for j := range p.next {
 			if s := &p.slots[j]; s.node != nil {
 				s.node.unhold(s)
-				touched = append(touched, s.node)
 			}
 		}
 	}
@@ -197,9 +196,21 @@ func (t *Table) Drop(owner txnid.ID, woken []txnid.ID) []txnid.ID {
 		s := c.outstanding()
 		s.node.dequeue(s)
 		t.waiters--
-		touched = append(touched, s.node)
 	}
-	return t.handAllOn(c, touched, woken)
+	var left []*node
+	for i := range c.parts() {
+		p := c.at(i)
+		for j := range p.slots {
+			switch n := p.slots[j].node; {
+			case n == nil:
+			case c.grown == nil:
+				woken = t.handOn(n, woken)
+			default:
+				left = append(left, n)
+			}
+		}
+	}
+	return t.handAllOn(left, woken)
 }
 
 // handOn grants from the head of the queue whatever is compatible with the
@@ -208,7 +219,7 @@ func (t *Table) Drop(owner txnid.ID, woken []txnid.ID) []txnid.ID {
 // looks at one waiter more than it grants.
 func (t *Table) handOn(n *node, woken []txnid.ID) []txnid.ID {
 	left, ahead := n.waiting, uint8(0)
-	for s := n.queue.head; s != nil && (s.converts != nil || grantable(left.present, n.holding.present, ahead)); {
+	for s := n.queue.head; s != nil && (s.converts || grantable(left.present, n.holding.present, ahead)); {
 		next := s.next
 		left.remove(s.mode)
 		if s.mode.waitsFor(n.held(s), ahead) {
@@ -250,7 +261,7 @@ func (t *Table) Waiting(owner txnid.ID, limit int) (need Need, behind []txnid.ID
 	if c == nil || c.granted() {
 		return Need{}, nil, false
 	}
-	for _, b := range blockers(c) {
+	for b := range c.blockers() {
 		if len(behind) == limit {
 			break
 		}
