@@ -5,6 +5,8 @@ SEEDS    ?= 20000
 FUZZTIME ?= 60s
 ROUNDS   ?= 20
 MINUTES  ?= 10
+HISTORY_SECONDS ?= 60
+SESSIONS ?= 5000
 MUTANTS  ?=
 BENCH    ?= .
 
@@ -16,7 +18,7 @@ GOLANGCI = $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.1
 GOFILES = $(shell find . -name '*.go' -not -path './.*/*' -not -path '*/testdata/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test lint fmt fuzz sim mutants kill kill-postgres bench proto demo
+.PHONY: help deps build test lint fmt fuzz sim mutants kill kill-postgres history bench proto demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +65,10 @@ mutants: ## plant every known bug (or MUTANTS), one at a time: some test must fa
 
 kill: ## ROUNDS of SIGKILL at every named point under load, with an audit after each
 	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run Kill -kill.rounds $(ROUNDS)
+
+history: ## HISTORY_SECONDS of killing while clients append and read, and what they were told is checked; SESSIONS seeds of the same in simulation
+	$(GO) test ./internal/sim/sessions -count=1 -timeout 0 -v -run 'TestSessions$$' -seeds $(SESSIONS)
+	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run TestHistories -history.seconds $(HISTORY_SECONDS)
 
 kill-postgres: ## MINUTES of killing coordinator, servers, agents and service while money moves between two databases
 	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run KillPostgres -kill.minutes $(MINUTES)

@@ -20,6 +20,25 @@ type Holder struct {
 	Mode  Mode
 }
 
+// Size counts the nodes that an owner holds, waits for, or will ask for.
+func (t *Table) Size(owner txnid.ID) (n int) {
+	c := t.claims[owner]
+	if c == nil {
+		return 0
+	}
+	for i := range c.parts() {
+		p := c.at(i)
+		for j := range p.slots {
+			// What was released, replaced or not needed does not count: a restored table
+			// does not know of it.
+			if p.slots[j].node != nil || j > int(p.next) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // List returns at most limit nodes with keys above after that match, in order of
 // keys. It looks at every node once. A node of intentions only is one, too.
 func (t *Table) List(after string, limit int, match func(key string, waiters int) bool) []Node {

@@ -162,7 +162,11 @@ func stepRefusal(code reason.Code, id txnid.ID, step uint32, service string) *re
 	case reason.TooManySteps:
 		return reason.New(code, "put several operations in one step", "transaction %s has its limit of %d steps", id, txn.MaxSteps)
 	case reason.TooManyOperations:
-		return reason.New(code, "split the work", "transaction %s has its limit of %d branches", id, txn.MaxBranches)
+		return reason.New(code, "split the work", "transaction %s would have more than %d operations, or %d branches", id, txn.MaxOps, txn.MaxBranches)
+	case reason.TooManyKeys:
+		return reason.New(code, "lock keys further up, which cover all below them", "transaction %s would have more than %d locks", id, txn.MaxNeeds)
+	case reason.RequestTooLarge:
+		return reason.New(code, "split the work", "the payloads of transaction %s would have more than %d bytes", id, txn.MaxStepBytes)
 	}
 	return refusal(code, service)
 }

@@ -237,3 +237,87 @@ func TestEndedTransactionsLeaveNothing(t *testing.T) {
 		t.Fatalf("%d ids are kept for one open transaction", kept)
 	}
 }
+
+// TestStepLimits: a transaction cannot grow without bound, step by step.
+func TestStepLimits(t *testing.T) {
+	st := New(0, 1)
+	index := uint64(0)
+	apply := func(commands ...func([]byte) []byte) (last *Effect) {
+		entry := make([]byte, HeaderBytes)
+		PutHeader(entry, 1, epochMs)
+		for _, c := range commands {
+			entry = c(entry)
+		}
+		var effects []Effect
+		index++
+		if err := st.Apply(index, 1, entry, &effects); err != nil {
+			t.Fatal(err)
+		}
+		for i := range effects {
+			if k := effects[i].Kind; k == EffectStepTaken || k == EffectStepRefused {
+				last = &effects[i]
+			}
+		}
+		return last
+	}
+	id, step := testID(1), uint32(0)
+	enlist := func(payload int, keys int) reason.Code {
+		step++
+		c := &Enlist{ID: id, Step: step, Branches: []EnlistBranch{{Service: "a", Generation: 1}}, Ops: []EnlistOp{{Payload: make([]byte, payload)}}}
+		var needs []lock.Need
+		for k := range keys {
+			needs = append(needs, lock.Need{Key: fmt.Sprintf("a/%d-%d", step, k), Mode: lock.X})
+		}
+		c.Locks = lock.Fold(needs)
+		e := apply(func(b []byte) []byte { return AppendEnlist(b, c) })
+		if step%1000 == 1 { // it looks at everything
+			if err := st.Check(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return e.Reason
+	}
+	begin := func(n int) {
+		id, step = testID(n), 0
+		apply(func(b []byte) []byte { return AppendOpen(b, &Open{ID: id, TimeoutMs: 1, IdleMs: 1}) })
+	}
+	begin(1)
+	for range 16 {
+		if why := enlist(1<<20, 0); why != "" {
+			t.Fatalf("step %d: %s", step, why)
+		}
+	}
+	if why := enlist(1, 0); why != reason.RequestTooLarge {
+		t.Errorf("beyond %d bytes: %q", MaxStepBytes, why)
+	}
+	begin(2)
+	for range 4 {
+		if why := enlist(1, 16_000); why != "" {
+			t.Fatalf("step %d: %s", step, why)
+		}
+	}
+	if why := enlist(1, 16_000); why != reason.TooManyKeys {
+		t.Errorf("beyond %d locks: %q", MaxNeeds, why)
+	}
+	restored, err := Restore(0, 1, snapshotOf(st))
+	if err != nil || restored.Hash() != st.Hash() {
+		t.Fatal(err)
+	}
+	st = restored // the limits are the same behind a snapshot
+	if why := enlist(1, 16_000); why != reason.TooManyKeys {
+		t.Errorf("beyond %d locks, restored: %q", MaxNeeds, why)
+	}
+	id, step = testID(1), 100
+	if why := enlist(1, 0); why != reason.RequestTooLarge {
+		t.Errorf("beyond %d bytes, restored: %q", MaxStepBytes, why)
+	}
+	begin(3)
+	for range MaxSteps {
+		if why := enlist(0, 0); why != "" {
+			t.Fatalf("step %d: %s", step, why)
+		}
+	}
+	if why := enlist(0, 0); why != reason.TooManySteps {
+		t.Errorf("beyond %d steps: %q", MaxSteps, why)
+	}
+}

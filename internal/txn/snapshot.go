@@ -245,8 +245,14 @@ func (r *reader) interactive(t *Txn) {
 	t.AgeMs = r.uint()
 	t.StepPending = r.bool()
 	for i := range t.Branches {
-		t.Branches[i].Contacted = r.bool()
-		t.Branches[i].Executed = r.list()
+		b := &t.Branches[i]
+		b.Contacted = r.bool()
+		b.Executed = r.list()
+		for _, list := range [2][][]byte{b.Executed, b.Ops} {
+			for _, payload := range list {
+				t.stepBytes += len(payload)
+			}
+		}
 	}
 	for n := r.count(MaxSteps, "steps"); n > 0 && r.err == nil; n-- {
 		step := Step{Number: r.uint32("step"), Digest: r.digest()}

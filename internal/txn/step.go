@@ -68,6 +68,7 @@ func (s *State) applyEnlist(c *Enlist) {
 		}
 		step.Ops = append(step.Ops, StepOp{Branch: at[op.Branch], Now: op.Now, Index: uint32(len(*list))})
 		*list = append(*list, op.Payload)
+		t.stepBytes += len(op.Payload)
 		b.Count++
 	}
 	t.Steps = append(t.Steps, step)
@@ -111,8 +112,17 @@ func (s *State) refusesStep(t *Txn, c *Enlist) (why reason.Code, name string) {
 		return reason.StepPending, ""
 	case len(t.Steps) >= MaxSteps:
 		return reason.TooManySteps, ""
-	case len(t.Branches)+len(c.Branches) > MaxBranches:
+	case len(t.Branches)+len(c.Branches) > MaxBranches, t.operations()+len(c.Ops) > MaxOps:
 		return reason.TooManyOperations, ""
+	case s.locks.Size(t.ID)+len(c.Locks) > MaxNeeds:
+		return reason.TooManyKeys, ""
+	}
+	bytes := t.stepBytes
+	for i := range c.Ops {
+		bytes += len(c.Ops[i].Payload)
+	}
+	if bytes > MaxStepBytes {
+		return reason.RequestTooLarge, ""
 	}
 	for i := range c.Branches {
 		b := &c.Branches[i]
@@ -137,6 +147,14 @@ func (t *Txn) GrantedOps(branch int) int {
 		if op.Now && int(op.Branch) == branch {
 			n--
 		}
+	}
+	return n
+}
+
+// operations counts those of all branches.
+func (t *Txn) operations() (n int) {
+	for i := range t.Branches {
+		n += len(t.Branches[i].Executed) + len(t.Branches[i].Ops)
 	}
 	return n
 }

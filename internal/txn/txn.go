@@ -149,6 +149,7 @@ type Txn struct {
 	AgeMs       uint64 // log time of the first try's begin: elders go first, the youngest is the victim
 	Steps       []Step // until the decision
 	StepPending bool   // the last step waits for its locks
+	stepBytes   int    // payloads in all steps; derived
 	locked      bool   // has a claim in the lock table: false without keys, and once ended
 }
 
@@ -200,6 +201,7 @@ const (
 	MaxOps           = 1 << 16
 	MaxNeeds         = 1 << 16
 	MaxSteps         = 1 << 12
+	MaxStepBytes     = 16 << 20 // payloads of all steps of a transaction
 	MaxMessageBytes  = 1 << 10
 	MaxResources     = 1 << 10
 	MaxServices      = 100_000
