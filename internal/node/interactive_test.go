@@ -351,3 +351,46 @@ func TestInteractiveParticipantLosesWork(t *testing.T) {
 		t.Errorf("x %s", x)
 	}
 }
+
+// TestInteractiveRolledBackFirst: a rollback that comes before the beginning keeps it
+// from beginning, and every later step is told so.
+func TestInteractiveRolledBackFirst(t *testing.T) {
+	s := start(t, nil)
+	s.addLedger(t.TempDir(), "a")
+	id := node.NewID().String()
+	if r, err := s.node.Rollback(t.Context(), id); err != nil || r.State != "aborted" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if r, err := s.node.Begin(t.Context(), node.Beginning{ID: id}); err != nil || r.State != "aborted" {
+		t.Errorf("begin: %+v, %v", r, err)
+	}
+	if r := s.step(id, 1, listOp("a", "append", "x", 1, node.Exclusive, true)); r.State != "aborted" || r.Abort.Reason != reason.ClientRollback {
+		t.Errorf("a step: %+v", r)
+	}
+	if r, err := s.node.Commit(t.Context(), id, node.WaitDefault); err != nil || r.State != "aborted" {
+		t.Errorf("commit: %+v, %v", r, err)
+	}
+}
+
+// TestInteractiveCommitWithoutWaiting: the answer comes when the request is durable.
+func TestInteractiveCommitWithoutWaiting(t *testing.T) {
+	s := start(t, nil)
+	f := newFake(t, "f")
+	release := make(chan struct{})
+	f.answer = func(phase string) (int, string) {
+		if phase == "prepare" {
+			<-release
+		}
+		return 200, `{"vote":"yes"}`
+	}
+	s.register(f, nil)
+	tx := s.begin(node.Beginning{})
+	s.step(tx.ID, 1, node.StepOperation{Operation: node.Operation{Service: "f", Payload: []byte(`1`)}})
+	if r, err := s.node.Commit(t.Context(), tx.ID, node.WaitNone); err != nil || r.State != "preparing" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	close(release)
+	if r, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Errorf("%+v, %v", r, err)
+	}
+}

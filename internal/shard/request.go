@@ -303,7 +303,7 @@ func (s *Shard) settle(t *txn.Txn, r *run, w waiter) bool {
 		s.answer(w.token, v)
 		return true
 	case waitSeal:
-		if !decided || w.mode == WaitCompleted && !ended {
+		if w.mode != WaitNone && !decided || w.mode == WaitCompleted && !ended {
 			return false
 		}
 	case waitRollback:

@@ -25,7 +25,7 @@ func (s *Shard) enlist(ev *Enlist) {
 	if !s.admit(ev.Token) {
 		return
 	}
-	if t := s.st.Get(ev.ID); t != nil && t.Interactive {
+	if t := s.st.Get(ev.ID); t != nil && (t.Interactive || t.NeverBegun) {
 		w := waiter{token: ev.Token, kind: waitStep, step: ev.Step, digest: ev.Digest, repeated: true}
 		if t.Status.Decided() {
 			s.attach(t, w)
