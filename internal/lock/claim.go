@@ -1,10 +1,9 @@
 package lock
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"slices"
+	"sort"
 
 	"github.com/assent-tx/assent/internal/txnid"
 )
@@ -88,7 +87,8 @@ func (c *claim) grow(p *part) {
 
 // find is the index of the part's slot with this key.
 func (p *part) find(key string) (int, bool) {
-	return slices.BinarySearchFunc(p.slots, key, func(s slot, key string) int { return cmp.Compare(s.key, key) })
+	i := sort.Search(len(p.slots), func(i int) bool { return p.slots[i].key >= key })
+	return i, i < len(p.slots) && p.slots[i].key == key
 }
 
 // holds is the slot that holds a node for the claim; nil: it does not.
@@ -174,24 +174,29 @@ func (c *claim) link() error {
 	return nil
 }
 
+// after is the next slot of the same service in the first part, or nil.
+func (c *claim) after(s *slot) *slot {
+	if s.same == 0 || int(s.same) >= len(c.slots) { // a claim that gave up waiting is shorter than its chains
+		return nil
+	}
+	return &c.slots[s.same]
+}
+
 // eachAt calls f with the slots of a service that stand at a node.
 func (c *claim) eachAt(service string, f func(s *slot)) {
 	if head, ok := c.find(service); ok {
-		for i := head; ; {
-			s := &c.slots[i]
-			next := int(s.same)
+		for s := &c.slots[head]; s != nil; {
+			next := c.after(s)
 			if s.node != nil {
 				f(s)
 			}
-			if i = next; i == 0 || i >= len(c.slots) { // a claim that gave up waiting is shorter than its chains
-				break
-			}
+			s = next
 		}
 	}
-	for part := 1; part < c.parts(); part++ {
-		p := c.at(part)
-		for i := range p.slots {
-			if s := &p.slots[i]; s.node != nil && Service(s.key) == service {
+	for i := 1; i < c.parts(); i++ {
+		p := c.at(i)
+		for j := range p.slots {
+			if s := &p.slots[j]; s.node != nil && Service(s.key) == service {
 				f(s)
 			}
 		}

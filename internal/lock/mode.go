@@ -64,14 +64,20 @@ func Compatible(a, b Mode) bool { return a.conflicts()&b.bit() == 0 }
 // waitsFor reports whether a request for m must wait: for what others hold, or for
 // those who wait ahead, if either would make the other wait.
 func (m Mode) waitsFor(held, ahead uint8) bool {
+	return m.conflicts()&held|m.yields()&ahead != 0
+}
+
+// yields is the set of modes that m waits behind: an update also lets readers ahead
+// go first, since they would have to wait for it.
+func (m Mode) yields() uint8 {
 	if m == U {
-		ahead |= ahead & S.bit() << (U - S) // readers ahead go first
+		return m.conflicts() | S.bit()
 	}
-	return m.conflicts()&(held|ahead) != 0
+	return m.conflicts()
 }
 
 // mutual reports whether neither of two requests makes the other wait.
-func mutual(a, b Mode) bool { return Compatible(a, b) && Compatible(b, a) }
+func mutual(a, b Mode) bool { return a.yields()&b.bit() == 0 }
 
 var join = [modes][modes]Mode{
 	IS:  {IS, IX, S, SIX, X, U},

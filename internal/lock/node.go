@@ -1,6 +1,10 @@
 package lock
 
-import "github.com/assent-tx/assent/internal/mutant"
+import (
+	"math/bits"
+
+	"github.com/assent-tx/assent/internal/mutant"
+)
 
 // A slot is one node of a claim. It stands in one list at most: the holders of
 // its node or its queue.
@@ -98,16 +102,16 @@ func (n *node) grant(s *slot) {
 func (n *node) hold(s *slot) {
 	n.holders.pushBack(s)
 	n.holding.add(s.mode)
-	if g := s.claim.grown; g != nil {
-		g.held[s.key] = s
+	if s.claim.grown != nil {
+		s.claim.grown.held[s.key] = s
 	}
 }
 
 func (n *node) unhold(s *slot) {
 	n.holders.remove(s)
 	n.holding.remove(s.mode)
-	if g := s.claim.grown; g != nil {
-		delete(g.held, s.key)
+	if s.claim.grown != nil {
+		delete(s.claim.grown.held, s.key)
 	}
 }
 
@@ -135,6 +139,9 @@ func (n *node) place(s *slot) (at *slot, ahead uint8) {
 		}
 		return at, ahead
 	}
+	if n.queue.head == nil {
+		return nil, 0
+	}
 	left := n.waiting
 	for at = n.queue.tail; at != nil && s.mayOvertake(at); at = at.prev {
 		if !mutual(s.mode, at.mode) {
@@ -148,8 +155,8 @@ func (n *node) place(s *slot) (at *slot, ahead uint8) {
 // grantable reports whether some mode of the set waiting need not wait for those held
 // and ahead.
 func grantable(waiting, held, ahead uint8) bool {
-	for m := range Mode(modes) {
-		if waiting&m.bit() != 0 && !m.waitsFor(held, ahead) {
+	for ; waiting != 0; waiting &= waiting - 1 {
+		if m := Mode(bits.TrailingZeros8(waiting)); !m.waitsFor(held, ahead) {
 			return true
 		}
 	}

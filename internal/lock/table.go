@@ -134,17 +134,31 @@ func (t *Table) Release(owner txnid.ID, service string, woken []txnid.ID) []txni
 	}
 	// All is given back before any is handed on, so that a woken claim does not
 	// queue at nodes that are about to be free.
-	c.eachAt(service, func(s *slot) { s.node.unhold(s) })
-	var left []*node
-	c.eachAt(service, func(s *slot) {
-		if n := s.node; c.grown == nil {
-			woken = t.handOn(n, woken)
-		} else {
-			left = append(left, n)
+	if c.grown != nil {
+		var left []*node
+		c.eachAt(service, func(s *slot) {
+			s.node.unhold(s)
+			left = append(left, s.node)
+			s.node = nil
+		})
+		return t.handAllOn(left, woken)
+	}
+	head, ok := c.find(service)
+	if !ok {
+		return woken
+	}
+	for s := &c.slots[head]; s != nil; s = c.after(s) {
+		if s.node != nil {
+			s.node.unhold(s)
 		}
-		s.node = nil
-	})
-	return t.handAllOn(left, woken)
+	}
+	for s := &c.slots[head]; s != nil; s = c.after(s) {
+		if n := s.node; n != nil {
+			s.node = nil
+			woken = t.handOn(n, woken)
+		}
+	}
+	return woken
 }
 
 // handAllOn hands on the nodes that a claim left which grew, in order of their keys,
@@ -218,6 +232,12 @@ func (t *Table) Drop(owner txnid.ID, woken []txnid.ID) []txnid.ID {
 // last waiter that could be granted by its mode; so where only S and X meet it
 // looks at one waiter more than it grants.
 func (t *Table) handOn(n *node, woken []txnid.ID) []txnid.ID {
+	if n.queue.head == nil {
+		if n.holders.head == nil {
+			delete(t.nodes, n.key)
+		}
+		return woken
+	}
 	left, ahead := n.waiting, uint8(0)
 	for s := n.queue.head; s != nil && (s.converts || grantable(left.present, n.holding.present, ahead)); {
 		next := s.next
