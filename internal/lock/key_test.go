@@ -83,3 +83,19 @@ func FuzzCheckKey(f *testing.F) {
 		}
 	})
 }
+
+// A range is told apart from a key, and the error says what to do instead.
+func TestCheckKeyRefusesRanges(t *testing.T) {
+	for _, key := range []string{"[100,200)", "accounts/[100,200)", "accounts/(100,200]", "a/b/[a,b]", "a/(a,b)", "a/[,b)", "a/(,)"} {
+		err := CheckKey(key)
+		var typed *KeyError
+		if !errors.Is(err, ErrKeyRange) || !errors.As(err, &typed) || !strings.Contains(err.Error(), "lock the segment above it") {
+			t.Errorf("%q: %v", key, err)
+		}
+	}
+	for _, key := range []string{"[100]", "(a)", "100,200", "[100,200", "a/[1,2)/b", "accounts/1xx", "f(x,y)z", "["} {
+		if err := CheckKey(key); err != nil {
+			t.Errorf("%q: %v", key, err)
+		}
+	}
+}

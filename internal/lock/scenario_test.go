@@ -17,6 +17,11 @@ import (
 // each command.
 //
 //	claim t1 at=10        its needs, one "MODE key" a line, are folded and claimed
+//	extend t1 at=10       as claim, for a further step
+//	abandon t1            gives up what t1 waits for; tells who woke
+//	cycle                 the next cycle of waiting and who should give way
+//	restart t1            gives all back and claims again; tells who woke
+//	list [after=K] [max=N] [prefix=P] [waited]   keys, how many hold, how many wait
 //	release t1 bank       gives back t1's nodes at the service; tells who woke
 //	drop t1               ends t1's claim; tells who woke
 //	waiting t1 [max=N]    what t1 waits for and at most N (8) of those in its way
@@ -69,6 +74,42 @@ func TestScenarios(t *testing.T) {
 				} else {
 					need, _, _ := table.Waiting(id, 0)
 					out = fmt.Sprintf("waits for %s %s\n", need.Mode, need.Key)
+				}
+			case "extend":
+				id := owner()
+				var at uint64
+				d.ScanArgs(t, "at", &at)
+				if table.Extend(id, at, needs()) {
+					out = "granted\n"
+				} else {
+					need, _, _ := table.Waiting(id, 0)
+					out = fmt.Sprintf("waits for %s %s\n", need.Mode, need.Key)
+				}
+			case "abandon":
+				out = woke(table.Abandon(owner(), nil))
+			case "restart":
+				granted, woken := table.Restart(owner(), nil)
+				out = fmt.Sprintf("granted %v, %s", granted, woke(woken))
+			case "cycle":
+				cycle := table.NextCycle()
+				for _, w := range cycle {
+					out += names.Replace(fmt.Sprintf("%s waits for %s %s behind %s\n", w.Owner, w.Mode, w.Key, w.For))
+				}
+				if cycle == nil {
+					out = "none\n"
+				} else {
+					out += names.Replace(fmt.Sprintf("victim %s\n", table.Victim(cycle)))
+				}
+			case "list":
+				after, prefix, limit := "", "", 100
+				d.MaybeScanArgs(t, "after", &after)
+				d.MaybeScanArgs(t, "prefix", &prefix)
+				d.MaybeScanArgs(t, "max", &limit)
+				waited := d.HasArg("waited")
+				for _, n := range table.List(after, limit, func(key string, waiters int) bool {
+					return strings.HasPrefix(key, prefix) && (!waited || waiters > 0)
+				}) {
+					out += fmt.Sprintf("%s: %d hold, %d wait\n", n.Key, len(n.Holders), len(n.Waiters))
 				}
 			case "release":
 				out = woke(table.Release(owner(), d.CmdArgs[1].Key, nil))
