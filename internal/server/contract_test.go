@@ -373,6 +373,48 @@ func TestListQueryIsPassedOn(t *testing.T) {
 	}
 }
 
+func TestStepsArePassedOn(t *testing.T) {
+	f := &fake{}
+	s := newServer(t, f, Limits{})
+	for _, r := range [][2]string{
+		{"/v1/transactions:begin", `{"id":"` + someID + `","timeout":"1h","idle_timeout":"100ms","retry_of":"` + otherID + `"}`},
+		{"/v1/transactions:begin", ``},
+		{"/v1/transactions/" + someID + "/operations", `{"step":2147483647,"operations":[{"service":"a","payload":{"x": 1},"locks":[{"key":"k","mode":"update"}],"when":"now"},
+			{"service":"b","payload":null,"when":"prepare"}],"locks":[{"service":"b","key":"l","mode":"shared"}]}`},
+		{"/v1/transactions/" + someID + "/locks", `{"step":1,"locks":[{"service":"b","key":"l"}]}`},
+		{"/v1/transactions/" + someID + "/commit", ``},
+		{"/v1/transactions/" + someID + "/commit", `{"wait":"completed"}`},
+		{"/v1/transactions/" + someID + "/heartbeat", `{}`},
+	} {
+		if w := ask(t, s, "POST", r[0], r[1], "Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"); w.Code != 200 {
+			t.Fatalf("%s: got %d: %s", r[0], w.Code, w.Body)
+		}
+	}
+	if w := ask(t, s, "GET", "/v1/locks?service=a&key=k&waited=true&page_size=7&page_token=a/j", ""); w.Code != 200 {
+		t.Fatalf("got %d: %s", w.Code, w.Body)
+	}
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for _, c := range []struct{ got, want any }{
+		{f.begins, []node.Beginning{{ID: someID, Timeout: time.Hour, IdleTimeout: 100 * time.Millisecond, RetryOf: otherID, TraceParent: trace}, {TraceParent: trace}}},
+		{f.steps, []node.Step{
+			{
+				Number: 1<<31 - 1, Operations: []node.StepOperation{
+					{Operation: node.Operation{Service: "a", Payload: []byte(`{"x":1}`), Locks: []node.DeclaredLock{{Key: "k", Mode: node.Update}}}, Now: true},
+					{Operation: node.Operation{Service: "b", Payload: []byte(`null`)}},
+				},
+				Locks: []node.ServiceLock{{Service: "b", DeclaredLock: node.DeclaredLock{Key: "l", Mode: node.Shared}}},
+			},
+			{Number: 1, Locks: []node.ServiceLock{{Service: "b", DeclaredLock: node.DeclaredLock{Key: "l"}}}},
+		}},
+		{f.commits, []node.WaitMode{node.WaitDefault, node.WaitCompleted}},
+		{f.lockQueries, []node.LockQuery{{Service: "a", Key: "k", Waited: true, PageSize: 7, PageToken: "a/j"}}},
+	} {
+		if !reflect.DeepEqual(c.got, c.want) {
+			t.Errorf("got  %+v\nwant %+v", c.got, c.want)
+		}
+	}
+}
+
 // TestAnswers compares whole answers with testdata.
 func TestAnswers(t *testing.T) {
 	f := &fake{ready: true}
@@ -393,6 +435,12 @@ func TestAnswers(t *testing.T) {
 		{"service_deleted.json", "DELETE", "/v1/services/ledger-a", "", 200},
 		{"not_found.json", "GET", "/v1/transactions/" + otherID, "", 404},
 		{"unknown_field.json", "POST", "/v1/transactions", `{"operation":[]}`, 400},
+		{"begun.json", "POST", "/v1/transactions:begin", `{"id":"` + someID + `","timeout":"30s","idle_timeout":"1s","retry_of":"` + otherID + `"}`, 200},
+		{"step.json", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,"operations":[{"service":"a","payload":1,"when":"now"},{"service":"b","payload":2}]}`, 200},
+		{"locked.json", "POST", "/v1/transactions/" + someID + "/locks", `{"step":2,"locks":[{"service":"a","key":"k"}]}`, 200},
+		{"sealed.json", "POST", "/v1/transactions/" + someID + "/commit", "", 200},
+		{"locks.json", "GET", "/v1/locks", "", 200},
+		{"deadlocks.json", "GET", "/v1/deadlocks", "", 200},
 		{"healthz.json", "GET", "/healthz", "", 200},
 		{"readyz.json", "GET", "/readyz", "", 200},
 	} {

@@ -93,13 +93,13 @@ func normal(key string, v any) any {
 		return out
 	case string:
 		switch key {
-		case "timeout", "prepare_timeout", "finish_timeout":
+		case "timeout", "prepare_timeout", "finish_timeout", "idle_timeout":
 			d, err := time.ParseDuration(v)
 			if err != nil {
 				return err.Error()
 			}
 			return d.String()
-		case "began_at", "granted_at", "decided_at", "ended_at", "registered_at", "updated_at":
+		case "began_at", "granted_at", "decided_at", "ended_at", "registered_at", "updated_at", "age", "since", "at":
 			at, err := time.Parse(time.RFC3339Nano, v)
 			if err != nil {
 				return err.Error()
@@ -170,6 +170,19 @@ func TestBothProtocolsAnswerTheSame(t *testing.T) {
 	same("delete service", svc, err, "DELETE", "/v1/services/ledger-a", "")
 	svc, err = registry.PutService(ctx, &assentv1.PutServiceRequest{Name: "a", Http: &assentv1.HttpEndpoints{Prepare: "http://h/p", Commit: "http://h/c", Rollback: "https://h:8443/r"}})
 	same("put service", svc, err, "PUT", "/v1/services/a", goodPut)
+
+	tx, err = transactions.BeginTransaction(ctx, &assentv1.BeginTransactionRequest{Id: someID, Timeout: durationpb.New(30 * time.Second), IdleTimeout: durationpb.New(time.Second)})
+	same("begin", tx, err, "POST", "/v1/transactions:begin", `{"id":"`+someID+`","timeout":"30s","idle_timeout":"1s"}`)
+	tx, err = transactions.AcquireLocks(ctx, &assentv1.AcquireLocksRequest{Id: someID, Step: 2, Locks: []*assentv1.ServiceLock{{Service: "a", Key: "k"}}})
+	same("locks", tx, err, "POST", "/v1/transactions/"+someID+"/locks", `{"step":2,"locks":[{"service":"a","key":"k"}]}`)
+	tx, err = transactions.CommitTransaction(ctx, &assentv1.CommitTransactionRequest{Id: someID})
+	same("commit", tx, err, "POST", "/v1/transactions/"+someID+"/commit", "{}")
+	tx, err = transactions.HeartbeatTransaction(ctx, &assentv1.HeartbeatTransactionRequest{Id: someID})
+	same("heartbeat", tx, err, "POST", "/v1/transactions/"+someID+"/heartbeat", "{}")
+	locks, err := transactions.ListLocks(ctx, &assentv1.ListLocksRequest{})
+	same("list locks", locks, err, "GET", "/v1/locks", "")
+	cycles, err := transactions.ListDeadlocks(ctx, &assentv1.ListDeadlocksRequest{})
+	same("list deadlocks", cycles, err, "GET", "/v1/deadlocks", "")
 }
 
 func dropResults(v any) {
