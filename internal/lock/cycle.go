@@ -147,6 +147,9 @@ func (c *claim) blockers() iter.Seq[*claim] {
 	}
 }
 
+// SkipCycle passes over the cycle that NextCycle has returned: somebody else breaks it.
+func (t *Table) SkipCycle() { t.blocked = t.blocked[:len(t.blocked)-1] }
+
 // Victim is the youngest of a cycle's owners. The table knows their ages.
 func (t *Table) Victim(cycle []Wait) txnid.ID {
 	youngest := t.claims[cycle[0].Owner]
@@ -159,15 +162,15 @@ func (t *Table) Victim(cycle []Wait) txnid.ID {
 }
 
 // Restart gives back all that a claim holds and waits for, and asks for its first set
-// again, with the age that it has. It is for a claim that never grew; it may be granted
-// at once. It appends to woken as Release does.
+// again, with the age that it has. It is for a claim that never grew, waiting or granted;
+// it may be granted at once. It appends to woken as Release does.
 //
 // The claim then queues behind every elder, so that only younger claims wait for it:
 // in any cycle that it stands in again some other claim is the youngest.
 func (t *Table) Restart(owner txnid.ID, woken []txnid.ID) (granted bool, all []txnid.ID) {
 	c := t.claims[owner]
-	if c == nil || c.granted() || c.grown != nil {
-		panic(fmt.Sprintf("lock: restart of %s, which does not wait for its first set", owner))
+	if c == nil || c.grown != nil {
+		panic(fmt.Sprintf("lock: restart of %s, which has no claim or one that grew", owner))
 	}
 	set := make([]Need, len(c.slots))
 	for i := range c.slots {

@@ -131,7 +131,7 @@ func (n *node) empty() bool { return n.holders.head == nil && n.queue.head == ni
 // overtake (nil: first). It counts the overtaking, and tells the set of modes
 // that wait ahead of the place. Conversions stand ahead of all others, the eldest
 // first: whoever waits for the node waits for its holders anyway.
-func (n *node) place(s *slot) (at *slot, ahead uint8) {
+func (n *node) place(s *slot, wound bool) (at *slot, ahead uint8) {
 	if s.converts && !mutant.On("lock-conversion-queues-up") {
 		for next := n.queue.head; next != nil && next.converts && !s.claim.elder(next.claim); next = next.next {
 			at = next
@@ -143,8 +143,8 @@ func (n *node) place(s *slot) (at *slot, ahead uint8) {
 		return nil, 0
 	}
 	left := n.waiting
-	for at = n.queue.tail; at != nil && s.mayOvertake(at); at = at.prev {
-		if !mutual(s.mode, at.mode) {
+	for at = n.queue.tail; at != nil && s.mayOvertake(at, wound); at = at.prev {
+		if !wound && !mutual(s.mode, at.mode) {
 			at.overtaken++
 		}
 		left.remove(at.mode)

@@ -204,7 +204,6 @@ func TestBrokenInvariantsPanic(t *testing.T) {
 		"extension while it waits": func(tb *Table) { tb.Extend(txnid.Floor(2), 30, Fold([]Need{{"z", S}})) },
 		"extension out of order":   func(tb *Table) { tb.Extend(txnid.Floor(1), 10, []Need{{"b", X}, {"a", X}}) },
 		"restart without a claim":  func(tb *Table) { tb.Restart(txnid.Floor(99), nil) },
-		"restart of a granted one": func(tb *Table) { tb.Restart(txnid.Floor(1), nil) },
 	} {
 		table := sample()
 		before := table.AppendSnapshot(nil)

@@ -9,7 +9,8 @@ import (
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
-// maxOvertakes bounds how often incompatible elders may pass one waiter.
+// maxOvertakes bounds how often incompatible elders may pass one waiter, without
+// wound-wait.
 const maxOvertakes = 8
 
 // Table is the lock table of one shard. It is not safe for concurrent use.
@@ -19,15 +20,18 @@ type Table struct {
 	waiters int        // claims that wait
 	grown   int        // claims that grew by steps: without them there is no cycle
 	blocked []txnid.ID // claims that began to wait since NextCycle was asked, if any had grown; not part of a snapshot
+	wound   bool       // see WoundWait; the caller's, not part of a snapshot
+	looks   []look     // where an elder may have begun to wait for a younger since NextWound was asked; not part of a snapshot
 }
 
 // mayOvertake: elders pass younger waiters, freely if both can hold together and
-// else until the waiter has had enough. Nobody passes a conversion.
-func (s *slot) mayOvertake(w *slot) bool {
+// else until the waiter has had enough; with wound-wait always. Nobody passes a
+// conversion.
+func (s *slot) mayOvertake(w *slot, wound bool) bool {
 	if w.converts || !s.claim.elder(w.claim) {
 		return false
 	}
-	return w.overtaken < maxOvertakes || mutual(s.mode, w.mode) || mutant.On("lock-no-overtake-bound")
+	return wound || w.overtaken < maxOvertakes || mutual(s.mode, w.mode) || mutant.On("lock-no-overtake-bound")
 }
 
 // NewTable returns a table in which nothing is held.
@@ -104,7 +108,10 @@ func (t *Table) request(c *claim, s *slot) (granted bool) {
 		t.nodes[s.key] = n
 	}
 	s.node = n
-	at, ahead := n.place(s)
+	at, ahead := n.place(s, t.wound)
+	if s.converts && t.wound {
+		t.looks = append(t.looks, look{owner: c.owner, key: s.key})
+	}
 	if mutant.On("lock-holder-only-wait") {
 		ahead = 0
 	}
@@ -116,6 +123,9 @@ func (t *Table) request(c *claim, s *slot) (granted bool) {
 	t.waiters++
 	if t.grown > 0 {
 		t.blocked = append(t.blocked, c.owner)
+	}
+	if t.wound {
+		t.looks = append(t.looks, look{owner: c.owner})
 	}
 	return false
 }
