@@ -12,6 +12,7 @@ const (
 	ReasonTimeout         = "TIMEOUT"
 	ReasonLockTimeout     = "LOCK_TIMEOUT"
 	ReasonDeadlock        = "DEADLOCK"
+	ReasonWounded         = "WOUNDED"
 	ReasonIdleTimeout     = "IDLE_TIMEOUT"
 	ReasonExecuteRefused  = "EXECUTE_REFUSED"
 	ReasonExecuteConflict = "EXECUTE_CONFLICT"
@@ -42,7 +43,7 @@ func (e *AbortedError) Error() string {
 // tries by itself.
 func (e *AbortedError) Retryable() bool {
 	switch e.Reason {
-	case ReasonDeadlock, ReasonLockTimeout, ReasonExecuteConflict, ReasonExecutionLost:
+	case ReasonDeadlock, ReasonWounded, ReasonLockTimeout, ReasonExecuteConflict, ReasonExecutionLost:
 		return true
 	}
 	return false

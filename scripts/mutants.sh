@@ -26,6 +26,11 @@ expired-id-begins            |$sim
 failover-forgets-decided     |$sim
 forget-without-watermark     |$sim
 forgotten-below-now          |$sim
+foreign-any-request          |$sessions
+foreign-never-inquires       |$sessions
+foreign-release-early        |$sessions
+foreign-token-ignored        |$sessions
+foreign-yield-prepared       |$sessions
 hazard-forgotten             |$sim
 ignore-digest                |$sim
 leading-before-lead-applied  |$sim
@@ -38,6 +43,8 @@ lock-cycle-ignores-waiters   |internal/lock|^TestScenarios$|-rapid.nofailfile
 lock-compat-s-x              |internal/lock|^TestModes$|-rapid.nofailfile
 lock-holder-only-wait        |$sim
 lock-holder-only-wait        |internal/lock|^TestScenarios$|-rapid.nofailfile
+lock-no-wound                |internal/sim/sessions|^TestWithoutFaults$|
+lock-no-wound                |internal/lock|^TestTableDoesWhatTheModelDoes$|-rapid.nofailfile
 lock-no-overtake-bound       |internal/lock|^TestScenarios$|-rapid.nofailfile
 lock-restore-drops-shared    |$sim
 lock-restore-drops-shared    |internal/lock|^TestRestoredTableGoesOnAlike$|-rapid.nofailfile

@@ -322,15 +322,16 @@ func (m *model) settleCycles(t *rapid.T, table *Table, o *overtaking) (found int
 			}
 		}
 		victim := table.Victim(cycle)
-		o.leaves(victim)
 		if victim != youngest.owner {
 			t.Fatalf("the victim of %v is %s, the youngest %s", cycle, victim, youngest.owner)
 		}
 		if youngest.steps > 0 {
+			o.abandons(table, victim)
 			if got, want := table.Abandon(victim, nil), m.abandon(victim); !slices.Equal(got, want) {
 				t.Fatalf("%s gave up, which woke %v, in the model %v", victim, got, want)
 			}
 		} else {
+			o.leaves(victim)
 			set := youngest.set
 			granted, got := table.Restart(victim, nil)
 			want := m.drop(victim)
@@ -361,8 +362,8 @@ func (m *model) settleWounds(t *rapid.T, table *Table, o *overtaking, may func(t
 		if !waits || need.Key != w.Key || need.Mode != w.Mode || !slices.Contains(behind, w.For) || !elder.elder(younger) || !may(w.For) {
 			t.Fatalf("%v is no wait of an elder in\n%s", w, table)
 		}
-		o.leaves(w.For)
 		if younger.steps > 0 {
+			o.abandons(table, w.For)
 			aborted(w.For)
 			var got, want []txnid.ID
 			if !table.Granted(w.For) {
@@ -372,6 +373,7 @@ func (m *model) settleWounds(t *rapid.T, table *Table, o *overtaking, may func(t
 				t.Fatalf("%s gave way, which woke %v, in the model %v", w.For, got, want)
 			}
 		} else {
+			o.leaves(w.For)
 			set := younger.set
 			granted, got := table.Restart(w.For, nil)
 			want := m.drop(w.For)
@@ -437,6 +439,15 @@ type overtaking struct {
 func (o *overtaking) leaves(owner txnid.ID) {
 	for _, m := range []map[string]int{o.arrival, o.passed} {
 		maps.DeleteFunc(m, func(name string, _ int) bool { return strings.HasSuffix(name, owner.String()) })
+	}
+}
+
+// abandons: an owner gives up the place that it waits at; elsewhere it stays.
+func (o *overtaking) abandons(table *Table, owner txnid.ID) {
+	if need, _, waits := table.Waiting(owner, 0); waits {
+		name := need.Key + " " + owner.String()
+		delete(o.arrival, name)
+		delete(o.passed, name)
 	}
 }
 
@@ -563,7 +574,7 @@ func modelled(t *testing.T, cycles, wounds *int) {
 				var got, want []txnid.ID
 				switch {
 				case w.steps && !table.Granted(owner) && service != "":
-					o.leaves(owner)
+					o.abandons(table, owner)
 					got, want = table.Abandon(owner, nil), m.abandon(owner)
 				case service == "" || !table.Granted(owner):
 					got, want = table.Drop(owner, nil), m.drop(owner)

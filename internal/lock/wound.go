@@ -99,3 +99,26 @@ func (t *Table) inTheWayOfElder(c *claim, key string, mayGiveWay func(owner txni
 	}
 	return Wait{}, false
 }
+
+// WoundOf tells one elder that waits for a node that a claim holds, if there is one.
+func (t *Table) WoundOf(owner txnid.ID) (Wait, bool) {
+	c := t.claims[owner]
+	if c == nil {
+		return Wait{}, false
+	}
+	for i := range c.parts() {
+		p := c.at(i)
+		for j := range p.slots {
+			s := &p.slots[j]
+			if s.node == nil {
+				continue
+			}
+			for q := s.node.queue.head; q != nil; q = q.next {
+				if q.claim != c && q.claim.elder(c) && !Compatible(q.mode, s.mode) {
+					return Wait{Owner: q.claim.owner, Key: s.key, Mode: q.mode, For: owner}, true
+				}
+			}
+		}
+	}
+	return Wait{}, false
+}

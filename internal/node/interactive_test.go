@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -221,25 +222,31 @@ func TestInteractiveIdle(t *testing.T) {
 	}
 }
 
+// beginTwo begins two; within one millisecond the lesser id is the elder.
+func (s *system) beginTwo() (elder, younger node.Transaction) {
+	ids := []string{node.NewID().String(), node.NewID().String()}
+	slices.Sort(ids)
+	return s.begin(node.Beginning{ID: ids[0]}), s.begin(node.Beginning{ID: ids[1]})
+}
+
 // TestInteractiveDeadlock: two transactions cross; the younger dies, and its retry
 // keeps its age.
 func TestInteractiveDeadlock(t *testing.T) {
 	s := start(t, nil)
 	s.addLedger(t.TempDir(), "a")
-	elder, younger := s.begin(node.Beginning{}), s.begin(node.Beginning{})
+	elder, younger := s.beginTwo()
 	s.step(elder.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, false))
 	s.step(younger.ID, 1, listOp("a", "append", "y", 2, node.Exclusive, false))
 	var waits sync.WaitGroup
-	waits.Go(func() {
-		if r := s.step(elder.ID, 2, listOp("a", "append", "y", 3, node.Exclusive, false)); r.State != "active" {
-			t.Errorf("the elder: %+v", r)
-		}
-	})
-	s.eventually("the elder waits", func() bool {
+	var r node.Transaction
+	waits.Go(func() { r = s.step(younger.ID, 2, listOp("a", "append", "x", 4, node.Exclusive, false)) })
+	s.eventually("the younger waits", func() bool {
 		page, err := s.node.Locks(t.Context(), node.LockQuery{Service: "a", Waited: true})
-		return err == nil && len(page.Locks) == 1 && page.Locks[0].Key == "y" && len(page.Locks[0].Waiters) == 1 && page.Locks[0].Holders[0].Transaction == younger.ID
+		return err == nil && len(page.Locks) == 1 && page.Locks[0].Key == "x" && len(page.Locks[0].Waiters) == 1 && page.Locks[0].Holders[0].Transaction == elder.ID
 	})
-	r := s.step(younger.ID, 2, listOp("a", "append", "x", 4, node.Exclusive, false))
+	if r := s.step(elder.ID, 2, listOp("a", "append", "y", 3, node.Exclusive, false)); r.State != "active" {
+		t.Errorf("the elder: %+v", r)
+	}
 	waits.Wait()
 	if r.Abort == nil || r.Abort.Reason != reason.Deadlock || !strings.Contains(r.Abort.Message, elder.ID) {
 		t.Fatalf("the younger: %+v", r)
@@ -251,6 +258,26 @@ func TestInteractiveDeadlock(t *testing.T) {
 	retry := s.begin(node.Beginning{RetryOf: younger.ID})
 	if !retry.Age.Equal(r.Age) {
 		t.Errorf("the retry is of %v, the victim was of %v", retry.Age, r.Age)
+	}
+	if r, err := s.node.Commit(t.Context(), elder.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Errorf("the elder: %+v, %v", r, err)
+	}
+}
+
+// TestInteractiveWound: an elder does not wait for a younger one that can still give way,
+// and waits for one whose commit was asked for.
+func TestInteractiveWound(t *testing.T) {
+	s := start(t, nil)
+	s.addLedger(t.TempDir(), "a")
+	elder, younger := s.beginTwo()
+	s.step(younger.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
+	if r := s.step(elder.ID, 1, listOp("a", "append", "x", 2, node.Exclusive, true)); r.State != "active" {
+		t.Fatalf("the elder: %+v", r)
+	}
+	r, err := s.node.Transaction(t.Context(), younger.ID)
+	if err != nil || r.Abort == nil || r.Abort.Reason != reason.Wounded || r.Abort.Service != "a" ||
+		!strings.Contains(r.Abort.Message, elder.ID) || !strings.Contains(r.Abort.Message, "a/x (X)") {
+		t.Errorf("the younger: %+v, %v", r.Abort, err)
 	}
 	if r, err := s.node.Commit(t.Context(), elder.ID, node.WaitCompleted); err != nil || r.State != "committed" {
 		t.Errorf("the elder: %+v, %v", r, err)

@@ -60,6 +60,7 @@ const (
 	LockTimeout     Code = "LOCK_TIMEOUT"     // the transaction's timeout ended while waiting for a lock
 	ClientRollback  Code = "CLIENT_ROLLBACK"  // the client asked for it
 	Deadlock        Code = "DEADLOCK"         // waited in a cycle, and was the youngest there
+	Wounded         Code = "WOUNDED"          // held what an older transaction needed, before commit was asked for
 	IdleTimeout     Code = "IDLE_TIMEOUT"     // the client of an interactive transaction was silent too long
 	ExecuteRefused  Code = "EXECUTE_REFUSED"  // a participant refused an operation that was to run at once
 	ExecuteConflict Code = "EXECUTE_CONFLICT" // the same for now: a new transaction may succeed

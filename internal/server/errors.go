@@ -80,6 +80,7 @@ var wireCodes = map[reason.Code]wireCode{
 	reason.ClientRollback: abortReason,
 
 	reason.Deadlock:        abortReason,
+	reason.Wounded:         abortReason,
 	reason.IdleTimeout:     abortReason,
 	reason.ExecuteRefused:  abortReason,
 	reason.ExecuteConflict: abortReason,

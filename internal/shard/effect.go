@@ -27,6 +27,7 @@ func (s *Shard) effect(e *txn.Effect) {
 	case txn.EffectBeginRefused:
 		s.refusePending(e)
 	case txn.EffectBlocked:
+		s.lookLater(e.ID)
 		// An acknowledgement that waits to be recorded may hold the key.
 		s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
 		s.notice(Notice{Kind: NoticeBlocked, ID: e.ID})
@@ -38,6 +39,7 @@ func (s *Shard) effect(e *txn.Effect) {
 		s.notice(Notice{Kind: NoticeIgnored, ID: e.ID})
 		s.decisionIgnored(e)
 	case txn.EffectAcked:
+		s.releaseReady(e.Txn)
 	case txn.EffectHazard:
 		b := &e.Txn.Branches[e.Branch]
 		s.notice(Notice{Kind: NoticeHazard, ID: e.ID, Service: b.Service, Text: b.Fate.String(), Committed: e.Txn.Abort == nil})
@@ -62,6 +64,7 @@ func (s *Shard) effect(e *txn.Effect) {
 	case txn.EffectStepTaken, txn.EffectStepRepeated:
 		s.stepTaken(e)
 	case txn.EffectStepBlocked:
+		s.lookLater(e.ID)
 		s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
 		s.notice(Notice{Kind: NoticeBlocked, ID: e.ID})
 	case txn.EffectStepGranted:
@@ -72,7 +75,19 @@ func (s *Shard) effect(e *txn.Effect) {
 		s.commitAsked(e.Txn)
 	case txn.EffectDeadlock:
 		s.deadlock(e)
-	case txn.EffectBooted, txn.EffectLed, txn.EffectStale: // Apply knows whose LEAD it was
+	case txn.EffectWounded:
+		s.notice(Notice{Kind: NoticeWounded, ID: e.ID, Text: txn.DescribeWound(e.Cycle[0])})
+	case txn.EffectAskAgain:
+		s.ask(e.ID, e.Shard, e.Txn.ForeignAt(e.Shard).Request)
+	case txn.EffectClaimGranted, txn.EffectClaimBlocked, txn.EffectClaimRepeated:
+		s.claimed(e)
+	case txn.EffectReleased:
+		s.released(e)
+	case txn.EffectGiveWay:
+		s.giveWay(e.ID)
+	case txn.EffectDrainedHere:
+		s.drainedHere(e)
+	case txn.EffectBooted, txn.EffectLed, txn.EffectStale, txn.EffectLevel: // Apply knows whose LEAD it was
 	}
 }
 
@@ -83,6 +98,7 @@ func (s *Shard) began(t *txn.Txn) {
 		s.startIdle(r)
 	}
 	s.notice(Notice{Kind: NoticeBegan, ID: t.ID})
+	s.askAll(t)
 	s.settlePending(t)
 }
 
@@ -129,6 +145,7 @@ func (s *Shard) decided(t *txn.Txn) {
 	s.settlePending(t)
 	s.settleWaiters(r)
 	s.dropHeld(r)
+	s.releaseReady(t)
 	s.finishAll(r)
 }
 
@@ -158,6 +175,7 @@ func (s *Shard) ended(t *txn.Txn) {
 	r := s.runs[t.ID]
 	s.notice(Notice{Kind: NoticeEnded, ID: t.ID, Committed: t.Abort == nil, DurUs: s.now.MonoUs - r.decidedUs})
 	s.settleWaiters(r)
+	s.releaseReady(t)
 	s.kept.keep(t.ID, r, s.cfg.MaxResultBytes)
 	delete(s.runs, t.ID)
 	for i := range t.Branches {
@@ -307,7 +325,7 @@ func (s *Shard) acknowledged(r *run, i int, ev *CallDone) {
 	r.branches[i].acked = true
 	s.lazyAck(ack)
 	v := s.st.Service(service)
-	s.lazyUrgent = s.lazyUrgent || len(r.waiters) > 0 || ack.Fate.Hazard() || s.st.Contended(r.t.ID, service) || v != nil && v.Draining
+	s.lazyUrgent = s.lazyUrgent || len(r.waiters) > 0 || len(r.t.Foreign) > 0 || ack.Fate.Hazard() || s.st.Contended(r.t.ID, service) || v != nil && v.Draining
 }
 
 // onePhaseQuickTries of a one-phase prepare are as soon as those of any prepare.

@@ -206,6 +206,10 @@ type Ready struct {
 	// that is lost with its leader is derived again by the next.
 	Calls []Call
 
+	// Messages go to other shards' leaders. Losing one is harmless: it is sent again
+	// as long as it is needed.
+	Messages []Message
+
 	// Replies go to the clients that wait. At most one for each Token.
 	Replies []Reply
 
@@ -295,6 +299,7 @@ const (
 	NoticeService                          // Service, Text: registered, draining, removed
 	NoticeStep                             // ID, N: the step; DurUs until its locks were held
 	NoticeDeadlock                         // ID: the victim; Text: the cycle; N: its length
+	NoticeWounded                          // ID: gave way to an elder; Text
 )
 
 // Notice is one event for people and meters.

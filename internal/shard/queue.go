@@ -44,6 +44,15 @@ func (s *Shard) lazyAck(a txn.Ack) {
 	s.lazyCount++
 }
 
+// lazyCommand is lazyAck for another command that will be asked for again if it is lost.
+func (s *Shard) lazyCommand(add func(dst []byte) []byte) {
+	if len(s.lazy) == 0 {
+		s.lazySinceUs = s.now.MonoUs
+	}
+	s.lazy = add(s.lazy)
+	s.lazyCount++
+}
+
 func (s *Shard) fillEntries() {
 	if s.leadEntry != nil {
 		s.propose(s.leadEntry, 1)
@@ -191,6 +200,9 @@ func (s *Shard) fireTimers() {
 			s.retryNow(r, t.branch)
 		}
 	}
+	if s.cfg.Shards > 1 {
+		s.fireResends()
+	}
 	if s.now.MonoUs >= s.forgetUs {
 		s.forgetUs = s.now.MonoUs + s.cfg.ForgetCheckIntervalUs
 		s.forget(true)
@@ -216,6 +228,11 @@ func (s *Shard) timedOut(r *run) {
 				c.Message += " behind transaction " + ids[0].String()
 			}
 			c.Service = serviceOf(need.Key)
+		} else if p := r.waitsAt(); p != nil {
+			c.Message, c.Service = "waited for "+p.key+" ("+p.mode+")", serviceOf(p.key)
+			if len(p.behind) > 0 {
+				c.Message += " behind transaction " + p.behind[0].String()
+			}
 		}
 		s.proposeAbort(r, c)
 		return
@@ -251,6 +268,9 @@ func (s *Shard) nextWakeUs() int64 {
 		return 0
 	}
 	at := s.forgetUs
+	if s.cfg.Shards > 1 {
+		at = min(at, s.nextResendUs())
+	}
 	if len(s.timers) > 0 {
 		at = min(at, s.timers[0].atUs)
 	}

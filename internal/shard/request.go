@@ -170,6 +170,10 @@ func (s *Shard) passBarriers() {
 		s.waiting--
 		t := s.st.Get(b.id)
 		switch {
+		case b.inquirer > 0 && t == nil:
+			s.confirmOver(b.id, b.inquirer-1)
+		case b.inquirer > 0:
+			s.inquired(&Message{ID: b.id, From: b.inquirer - 1})
 		case t != nil:
 			s.attach(t, waiter{token: b.token, kind: waitGet})
 		case s.st.Expired(b.id):
@@ -325,7 +329,7 @@ func (s *Shard) settle(t *txn.Txn, r *run, w waiter) bool {
 // read as an abort.
 func (s *Shard) cancel(ev *Cancel) {
 	for i, b := range s.barriers {
-		if b.token == ev.Token {
+		if b.token == ev.Token && b.inquirer == 0 {
 			s.barriers = append(s.barriers[:i:i], s.barriers[i+1:]...)
 			s.giveUp(ev.Token, b.id, waitGet)
 			return
@@ -439,6 +443,8 @@ func (s *Shard) view(t *txn.Txn, repeated bool) *View {
 	if t.Status == txn.Active {
 		if need, ids, ok := s.st.Waiting(t.ID, 8); ok {
 			v.WaitKey, v.WaitMode, v.WaitsFor = need.Key, need.Mode.String(), ids
+		} else if p := r.waitsAt(); p != nil {
+			v.WaitKey, v.WaitMode, v.WaitsFor = p.key, p.mode, p.behind
 		}
 	}
 	return v

@@ -52,12 +52,13 @@ func (s *Shard) draining(e *txn.Effect) {
 		s.removals[e.Name] = append(s.removals[e.Name], w.token)
 	}
 	s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
+	s.drainOthers(e.Name)
 	s.removeIfDrained(e.Name)
 }
 
 func (s *Shard) removeIfDrained(name string) {
 	v := s.st.Service(name)
-	if v == nil || !v.Draining || s.st.OpenAt(name) > 0 {
+	if v == nil || !v.Draining || s.st.OpenAt(name) > 0 || !s.drainedElsewhere(name) {
 		return
 	}
 	if _, under := s.removing[name]; under {
@@ -76,6 +77,7 @@ func (s *Shard) removed(name string) {
 	}
 	delete(s.removals, name)
 	delete(s.backoff, name)
+	delete(s.foreign.drains, name)
 }
 
 func (s *Shard) serviceView(v *txn.Service) *ServiceView {

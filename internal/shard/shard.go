@@ -56,6 +56,8 @@ type Config struct {
 	ForgetBatch           int    // retention works in steps of this many
 	RecoveryWakeups       int    // branches retried at once when their service answers again
 	ForgetCheckIntervalUs int64
+	ResendUs              int64 // a message between shards without an answer is sent again after this
+	SweepUs               int64 // how often some locks of other shards' transactions are asked about
 }
 
 // DefaultConfig returns the documented defaults.
@@ -81,6 +83,8 @@ func DefaultConfig() Config {
 		ForgetBatch:           256,
 		RecoveryWakeups:       2,
 		ForgetCheckIntervalUs: 1_000_000,
+		ResendUs:              200_000,
+		SweepUs:               5_000_000,
 	}
 }
 
@@ -103,7 +107,8 @@ type Shard struct {
 	backoff   map[string]*backoffList // branches in backoff, by service
 	kept      keptResults
 	deadlocks []Deadlock // the latest, oldest first
-	waiting   int        // requests that wait for an answer
+	foreign   foreign
+	waiting   int // requests that wait for an answer
 	forgetUs  int64
 	forgetOut bool // a FORGET is on its way
 
@@ -147,6 +152,8 @@ type run struct {
 	touchedUs int64     // the client was heard, or an answer to it was given up
 	idleUs    int64     // when its silence is looked at next
 	held      []*Enlist // steps that wait until the one before them has its locks
+
+	parts map[uint32]*part // what it has at other shards
 }
 
 // branchRun is the leader's memory of a branch.
@@ -191,9 +198,10 @@ type waiter struct {
 }
 
 type barrier struct {
-	token Token
-	id    txnid.ID
-	seq   uint64
+	token    Token
+	id       txnid.ID
+	seq      uint64
+	inquirer uint32 // one more than the shard that asks; 0: a client does
 }
 
 type svcWaiter struct {
@@ -251,6 +259,7 @@ func (s *Shard) reset() {
 	s.proposedSeq, s.appliedSeq = 0, 0
 	s.leadEntry, s.leadProposed = nil, nil
 	s.timers = nil
+	s.foreign = newForeign()
 }
 
 // Step takes one event.
@@ -279,6 +288,10 @@ func (s *Shard) Step(now Time, ev Event) {
 		s.cancel(ev)
 	case *CallDone:
 		s.callDone(ev)
+	case *Message:
+		s.message(ev)
+	case *ServiceBack:
+		s.wakeService(ev.Name, 8*s.cfg.RecoveryWakeups)
 	case *Lead:
 		s.lead(ev.Term)
 	case *Follow:
@@ -328,7 +341,8 @@ func (s *Shard) Advance() {
 	clear(s.out.Calls)
 	clear(s.out.Replies)
 	clear(s.out.Notices)
-	s.out = Ready{Entries: s.out.Entries[:0], Calls: s.out.Calls[:0], Replies: s.out.Replies[:0], Notices: s.out.Notices[:0]}
+	clear(s.out.Messages)
+	s.out = Ready{Entries: s.out.Entries[:0], Calls: s.out.Calls[:0], Messages: s.out.Messages[:0], Replies: s.out.Replies[:0], Notices: s.out.Notices[:0]}
 }
 
 func (s *Shard) setNow(now Time) {
@@ -356,6 +370,9 @@ func (s *Shard) lead(term uint64) {
 		node += " try " + strconv.FormatUint(s.leadTry+1, 10)
 	}
 	s.leadEntry = txn.AppendLead(entry, txn.Lead{Node: node})
+	if s.st.Level() < txn.Level {
+		s.leadEntry = txn.AppendLevel(s.leadEntry, txn.Level)
+	}
 	if mutant.On("leading-before-lead-applied") {
 		s.leading = true
 		s.resume()
@@ -394,7 +411,9 @@ func (s *Shard) follow() {
 		}
 	}
 	for _, b := range s.barriers {
-		gone(b.token, b.id.String())
+		if b.inquirer == 0 {
+			gone(b.token, b.id.String())
+		}
 	}
 	for _, name := range sortedNames(s.services) {
 		for _, w := range s.services[name] {
@@ -433,6 +452,7 @@ func (s *Shard) resume() {
 		case txn.Committed, txn.Aborted: // not among the live
 		}
 	}
+	s.resumeForeign(live)
 	for _, v := range s.st.Services() {
 		s.removeIfDrained(v.Name)
 	}

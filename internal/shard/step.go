@@ -113,6 +113,9 @@ func (s *Shard) stepTaken(e *txn.Effect) {
 		return // decided and ended in the same entry; nobody can wait before the record
 	}
 	r.touchedUs = s.now.MonoUs
+	if e.Kind == txn.EffectStepTaken {
+		s.askAll(r.t)
+	}
 	if ok && w.token != 0 {
 		w.repeated = e.Kind == txn.EffectStepRepeated
 		s.attach(e.Txn, w)

@@ -52,6 +52,8 @@ const (
 	cmdDrainService
 	cmdRemoveService
 	cmdResolve
+
+	cmdLevel = 16
 )
 
 type cursor struct{ b []byte }
@@ -155,6 +157,8 @@ func (c *cursor) command() (v command) {
 			c.uint()
 		}
 		c.take(1)
+	case cmdLevel:
+		c.uint()
 	case cmdResolve:
 		v.id = c.id()
 		c.text()

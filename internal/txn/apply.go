@@ -42,6 +42,15 @@ const (
 	EffectSealed                     // Txn: ask the participants
 	EffectSealRefused                // ID, Reason; Txn may be nil
 	EffectDeadlock                   // Txn: the victim; Cycle
+	EffectWounded                    // Txn: gave way to an elder; Cycle is that one wait
+	EffectAskAgain                   // Txn, Shard: its part there was given back and is asked for anew
+	EffectClaimGranted               // ID of another home's transaction, Request, Token
+	EffectClaimBlocked               // ID, Request
+	EffectClaimRepeated              // ID, Request: the latest one known
+	EffectReleased                   // ID, Name: the service, if one
+	EffectGiveWay                    // ID, Request: its home is to be asked; Cycle is that one wait
+	EffectDrainedHere                // Name, Generation in Token
+	EffectLevel                      // a level was reached
 )
 
 // Effect is one thing that an applied command changed.
@@ -55,6 +64,10 @@ type Effect struct {
 	Service *Service
 	Step    uint32
 	Cycle   []lock.Wait
+	Shard   uint32
+	Request uint32
+	Token   uint64
+	Waiting bool // released: what it waited for
 }
 
 // Apply applies one committed entry and appends what it changed to eff. An error
@@ -99,8 +112,8 @@ func (s *State) applyOne(k kind, term uint64, r *reader) {
 			s.term = term
 			s.emit(Effect{Kind: EffectLed})
 		}
-	case kindBegin:
-		if c := r.begin(s.intern); r.err == nil {
+	case kindBegin, kindBeginSpread:
+		if c := r.begin(k == kindBeginSpread, s.intern); r.err == nil && s.knowsShards(c.Foreign, r) {
 			s.applyBegin(c)
 		}
 	case kindCommit:
@@ -141,8 +154,8 @@ func (s *State) applyOne(k kind, term uint64, r *reader) {
 		if c := r.open(); r.err == nil {
 			s.applyOpen(c)
 		}
-	case kindEnlist:
-		if c := r.enlist(s.intern); r.err == nil {
+	case kindEnlist, kindEnlistSpread:
+		if c := r.enlist(k == kindEnlistSpread, s.intern); r.err == nil && s.knowsShards(c.Foreign, r) {
 			s.applyEnlist(c)
 		}
 	case kindSeal:
@@ -153,9 +166,53 @@ func (s *State) applyOne(k kind, term uint64, r *reader) {
 		if v := r.executor(); r.err == nil {
 			s.applyPutService(v)
 		}
+	case kindPutPartitioned:
+		if v := r.partitioned(); r.err == nil {
+			s.applyPutService(v)
+		}
+	case kindLevel:
+		if level := r.uint32("level"); r.err == nil {
+			s.applyLevel(level, r)
+		}
+	case kindLocked, kindYield, kindClaim, kindRelease, kindDrainHere:
+		s.applyForeign(k, r)
 	default:
 		r.fail(fmt.Sprintf("record kind %d, written by a newer version", k))
 	}
+}
+
+// Levels: what a cluster may write and how it decides is fixed by the level in its log,
+// so that what was written before is read as it was meant.
+const (
+	levelWoundWait = 1 // elders make the younger give way; locks over several shards
+	// Level is the highest that this binary knows.
+	Level = 1
+)
+
+func (s *State) applyLevel(level uint32, r *reader) {
+	if level > Level {
+		r.fail(fmt.Sprintf("level %d, this binary knows %d", level, Level))
+		return
+	}
+	if level <= s.level {
+		return
+	}
+	s.level = level
+	if level >= levelWoundWait {
+		s.locks.WoundWait()
+	}
+	s.emit(Effect{Kind: EffectLevel})
+}
+
+// knowsShards refuses a record of a cluster with other shards.
+func (s *State) knowsShards(parts []LockPart, r *reader) bool {
+	for i := range parts {
+		if parts[i].Shard >= s.shards || parts[i].Shard == s.shard {
+			r.fail(fmt.Sprintf("lock part for shard %d, in shard %d of %d", parts[i].Shard, s.shard, s.shards))
+			return false
+		}
+	}
+	return true
 }
 
 func (s *State) applyBoot(r *reader) {
@@ -211,9 +268,12 @@ func (s *State) applyBegin(c *Begin) {
 			Ops: b.Ops, Count: uint32(len(b.Ops)), Digest: b.Digest, Fate: FateOpen,
 		}
 	}
+	for i := range c.Foreign {
+		t.ask(&c.Foreign[i], s.intern)
+	}
 	s.began(t)
 	if s.locks.Claim(c.ID, t.AgeMs, c.Locks) {
-		s.grant(t)
+		s.locksHeld(t)
 	} else {
 		s.emit(Effect{Kind: EffectBlocked, ID: c.ID, Txn: t})
 	}
@@ -260,8 +320,8 @@ func (s *State) serve(service string, generation uint64) *served {
 }
 
 func (s *State) grant(t *Txn) {
-	s.grants++
-	t.Status, t.Token, t.GrantedMs = Preparing, s.grants, s.nowMs
+	t.Status, t.Token, t.GrantedMs = Preparing, s.nextToken(), s.nowMs
+	t.dropNeeds()
 	s.emit(Effect{Kind: EffectGranted, ID: t.ID, Txn: t})
 }
 
@@ -330,6 +390,7 @@ func (s *State) applyAbort(c AbortCmd) {
 		s.emit(Effect{Kind: EffectDecided, ID: c.ID, Txn: t})
 		s.end(t)
 	case t.Status == Preparing && t.OnePhase && !c.Refused && !mutant.On("one-phase-aborted-by-timeout"),
+		t.Status == Preparing && c.Reason == reason.Wounded, // its SEAL came first: whoever is prepared is no victim
 		t.Status.Decided() && !mutant.On("second-decision-wins"):
 		s.emit(Effect{Kind: EffectDecisionIgnored, ID: c.ID, Txn: t})
 	default:
@@ -367,6 +428,7 @@ func (s *State) decided(t *Txn) {
 		t.Branches[i].Ops, t.Branches[i].Executed = nil, nil
 	}
 	t.Steps = nil
+	t.dropNeeds()
 	s.emit(Effect{Kind: EffectDecided, ID: t.ID, Txn: t})
 	open := 0
 	for i := range t.Branches {
@@ -416,10 +478,10 @@ func (s *State) release(t *Txn, service string) {
 func (s *State) wake(woken []txnid.ID) {
 	s.woken = mutant.MapOrder("map-order-in-apply", woken)
 	for _, id := range s.woken {
-		if t := s.txns[id]; t.Interactive {
-			s.stepGranted(t)
+		if f := s.claims[id]; f != nil {
+			s.claimGranted(f)
 		} else {
-			s.grant(t)
+			s.locksHeld(s.txns[id])
 		}
 	}
 }

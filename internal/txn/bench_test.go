@@ -129,7 +129,7 @@ func BenchmarkDecodeBegin(b *testing.B) {
 	command := AppendBegin(nil, transferOf(1))[1:]
 	for range b.N {
 		r := &reader{b: command}
-		if r.begin(s.intern); r.err != nil {
+		if r.begin(false, s.intern); r.err != nil {
 			b.Fatal(r.err)
 		}
 	}

@@ -42,6 +42,16 @@ const (
 	kindEnlist
 	kindSeal
 	kindPutExecutor
+	kindLevel // from here on written at level 1 and above
+	kindBeginSpread
+	kindEnlistSpread
+	kindLocked
+	kindYield
+	kindClaim
+	kindRelease
+	kindDrainHere
+	kindPutPartitioned
+	kindEnd // no record: one past the last
 )
 
 // ErrFormat is wrapped by every decoding error: the replica must halt.
@@ -84,7 +94,8 @@ type Begin struct {
 	OnePhase    bool
 	TraceParent string
 	Branches    []BeginBranch
-	Locks       []lock.Need // folded
+	Locks       []lock.Need // folded; those that the transaction's home keeps
+	Foreign     []LockPart  // those that other shards keep
 }
 
 // BeginBranch is one branch of a Begin.
@@ -114,7 +125,8 @@ type Enlist struct {
 	Digest   [32]byte
 	Branches []EnlistBranch
 	Ops      []EnlistOp  // in the order of the request
-	Locks    []lock.Need // folded
+	Locks    []lock.Need // folded; those that the transaction's home keeps
+	Foreign  []LockPart  // those that other shards keep
 }
 
 // EnlistBranch is a service that a step has operations for.
@@ -193,7 +205,11 @@ func AppendLead(dst []byte, c Lead) []byte { return str(append(dst, byte(kindLea
 
 // AppendBegin appends the command.
 func AppendBegin(dst []byte, c *Begin) []byte {
-	dst = append(dst, byte(kindBegin))
+	k := kindBegin
+	if len(c.Foreign) > 0 {
+		k = kindBeginSpread
+	}
+	dst = append(dst, byte(k))
 	dst = append(dst, c.ID[:]...)
 	dst = append(dst, c.Digest[:]...)
 	dst = uv(dst, uint64(c.TimeoutMs))
@@ -211,7 +227,11 @@ func AppendBegin(dst []byte, c *Begin) []byte {
 			dst = bin(dst, op)
 		}
 	}
-	return appendNeeds(dst, c.Locks)
+	dst = appendNeeds(dst, c.Locks)
+	if k == kindBeginSpread {
+		dst = appendParts(dst, c.Foreign)
+	}
+	return dst
 }
 
 // AppendOpen appends the command.
@@ -227,7 +247,11 @@ func AppendOpen(dst []byte, c *Open) []byte {
 
 // AppendEnlist appends the command.
 func AppendEnlist(dst []byte, c *Enlist) []byte {
-	dst = append(dst, byte(kindEnlist))
+	k := kindEnlist
+	if len(c.Foreign) > 0 {
+		k = kindEnlistSpread
+	}
+	dst = append(dst, byte(k))
 	dst = append(dst, c.ID[:]...)
 	dst = uv(dst, uint64(c.Step))
 	dst = append(dst, c.Digest[:]...)
@@ -245,7 +269,11 @@ func AppendEnlist(dst []byte, c *Enlist) []byte {
 		dst = flag(dst, op.Now)
 		dst = bin(dst, op.Payload)
 	}
-	return appendNeeds(dst, c.Locks)
+	dst = appendNeeds(dst, c.Locks)
+	if k == kindEnlistSpread {
+		dst = appendParts(dst, c.Foreign)
+	}
+	return dst
 }
 
 // AppendSeal appends: commit was asked, nothing more is enlisted.
@@ -304,7 +332,10 @@ func AppendForget(dst []byte, c Forget) []byte {
 
 // AppendPutService appends a registration. Generation, times and Draining are set by Apply.
 func AppendPutService(dst []byte, v *Service) []byte {
-	if v.ExecuteURL != "" { // a record that older versions do not know, where it is needed
+	switch { // a record that older versions do not know only where it is needed
+	case v.Partitions > 1:
+		return uv(str(appendService(append(dst, byte(kindPutPartitioned)), v), v.ExecuteURL), uint64(v.Partitions))
+	case v.ExecuteURL != "":
 		return str(appendService(append(dst, byte(kindPutExecutor)), v), v.ExecuteURL)
 	}
 	return appendService(append(dst, byte(kindPutService)), v)
@@ -493,13 +524,20 @@ func (r *reader) executor() *Service {
 	return v
 }
 
+// partitioned is a service whose keys are kept by several shards.
+func (r *reader) partitioned() *Service {
+	v := r.executor()
+	v.Partitions = r.uint32("partitions")
+	return v
+}
+
 // open reads an Open.
 func (r *reader) open() *Open {
 	return &Open{ID: r.id(), Digest: r.digest(), TimeoutMs: r.uint32("timeout"), IdleMs: r.uint32("idle timeout"), RetryOf: r.id(), TraceParent: r.string()}
 }
 
 // enlist reads an Enlist; strings and payloads are copied.
-func (r *reader) enlist(intern func(string) string) *Enlist {
+func (r *reader) enlist(spread bool, intern func(string) string) *Enlist {
 	c := &Enlist{ID: r.id(), Step: r.uint32("step"), Digest: r.digest()}
 	if n := r.count(MaxBranches, "branches"); n > 0 {
 		c.Branches = make([]EnlistBranch, n)
@@ -517,7 +555,9 @@ func (r *reader) enlist(intern func(string) string) *Enlist {
 			return c
 		}
 	}
-	c.Locks = r.needs()
+	if c.Locks = r.needs(); spread {
+		c.Foreign = r.parts()
+	}
 	return c
 }
 
@@ -550,7 +590,7 @@ func (r *reader) needs() []lock.Need {
 
 // begin reads a Begin; strings and payloads are copied, since the entry's bytes
 // are valid during Apply only.
-func (r *reader) begin(intern func(string) string) *Begin {
+func (r *reader) begin(spread bool, intern func(string) string) *Begin {
 	c := &Begin{ID: r.id(), Digest: r.digest(), TimeoutMs: r.uint32("timeout"), OnePhase: r.bool(), TraceParent: r.string()}
 	n := r.count(MaxBranches, "branches")
 	if n == 0 {
@@ -573,6 +613,8 @@ func (r *reader) begin(intern func(string) string) *Begin {
 			b.Ops[j] = append([]byte(nil), r.bytes()...)
 		}
 	}
-	c.Locks = r.needs()
+	if c.Locks = r.needs(); spread {
+		c.Foreign = r.parts()
+	}
 	return c
 }

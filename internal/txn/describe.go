@@ -6,6 +6,8 @@ var kindNames = [...]string{
 	kindBoot: "BOOT", kindLead: "LEAD", kindBegin: "BEGIN", kindCommit: "COMMIT", kindAbort: "ABORT", kindAck: "ACK",
 	kindForget: "FORGET", kindPutService: "PUT_SERVICE", kindDrainService: "DRAIN_SERVICE", kindRemoveService: "REMOVE_SERVICE", kindResolve: "RESOLVE",
 	kindOpen: "OPEN", kindEnlist: "ENLIST", kindSeal: "SEAL", kindPutExecutor: "PUT_SERVICE",
+	kindPutPartitioned: "PUT_SERVICE", kindLevel: "LEVEL", kindBeginSpread: "BEGIN", kindEnlistSpread: "ENLIST", kindLocked: "LOCKED", kindYield: "YIELD",
+	kindClaim: "CLAIM", kindRelease: "RELEASE", kindDrainHere: "DRAIN_SERVICE",
 }
 
 // Describe lists the commands of an entry, one line each: "COMMIT 0199…".
@@ -17,7 +19,7 @@ func Describe(entry []byte) ([]string, error) {
 	var lines []string
 	for len(r.b) > 0 {
 		k := kind(r.byte())
-		if k < kindBoot || k > kindPutExecutor {
+		if k < kindBoot || k >= kindEnd {
 			return lines, fmt.Errorf("%w: record kind %d", ErrFormat, k)
 		}
 		subject := r.describe(k)
@@ -37,8 +39,8 @@ func (r *reader) describe(k kind) string {
 		return fmt.Sprintf("shard %d of %d", r.uint(), r.uint())
 	case kindLead, kindDrainService, kindRemoveService:
 		return r.string()
-	case kindBegin:
-		return r.begin(func(s string) string { return s }).ID.String()
+	case kindBegin, kindBeginSpread:
+		return r.begin(k == kindBeginSpread, func(s string) string { return s }).ID.String()
 	case kindCommit:
 		id := r.id()
 		r.uint()
@@ -59,13 +61,37 @@ func (r *reader) describe(k kind) string {
 		return r.service().Name
 	case kindOpen:
 		return r.open().ID.String()
-	case kindEnlist:
-		c := r.enlist(func(s string) string { return s })
+	case kindEnlist, kindEnlistSpread:
+		c := r.enlist(k == kindEnlistSpread, func(s string) string { return s })
 		return fmt.Sprintf("%s step %d", c.ID, c.Step)
 	case kindSeal:
 		return r.id().String()
 	case kindPutExecutor:
 		return r.executor().Name
+	case kindPutPartitioned:
+		return r.partitioned().Name
+	case kindLevel:
+		return fmt.Sprint(r.uint())
+	case kindLocked:
+		id, shard, request := r.id(), r.uint(), r.uint()
+		r.uint()
+		return fmt.Sprintf("%s at shard %d, request %d", id, shard, request)
+	case kindYield:
+		return fmt.Sprintf("%s at shard %d, request %d", r.id(), r.uint(), r.uint())
+	case kindClaim:
+		c := r.claim()
+		return fmt.Sprintf("%s request %d", c.ID, c.Request)
+	case kindRelease:
+		id, service, waiting := r.id(), r.string(), r.bool()
+		r.uint()
+		if waiting {
+			service = "what it waits for"
+		}
+		return id.String() + " " + service
+	case kindDrainHere:
+		name := r.string()
+		r.uint()
+		return name
 	case kindResolve:
 		id := r.id().String()
 		r.string()

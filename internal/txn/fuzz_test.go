@@ -145,7 +145,7 @@ func TestRoundTrip(t *testing.T) {
 	b := beginOf(testID(1), []string{"a", "b=2", "one-phase", "isolated", "X", "a/k/l", "S", "b"})
 	b.TraceParent = "tp"
 	b.Branches[1].Digest[5] = 9
-	if got := read(AppendBegin(nil, b)).begin(func(s string) string { return s }); !reflect.DeepEqual(got, b) {
+	if got := read(AppendBegin(nil, b)).begin(false, func(s string) string { return s }); !reflect.DeepEqual(got, b) {
 		t.Errorf("BEGIN %+v, was %+v", got, b)
 	}
 	v := &Service{

@@ -27,6 +27,19 @@ func (s *State) String() string {
 	for _, t := range s.done.items[s.done.head:] {
 		printTxn(&b, t)
 	}
+	for _, id := range s.ForeignClaims() {
+		f := s.claims[id]
+		fmt.Fprintf(&b, "claim %s request %d", id, f.Request)
+		for _, v := range []struct {
+			on   bool
+			text string
+		}{{f.Whole, " whole"}, {f.Granted, " granted"}, {f.Asked, " asked to give way"}, {f.Over, " over"}} {
+			if v.on {
+				b.WriteString(v.text)
+			}
+		}
+		b.WriteByte('\n')
+	}
 	b.WriteString(s.locks.String())
 	return b.String()
 }
@@ -62,6 +75,14 @@ func printTxn(b *strings.Builder, t *Txn) {
 		}
 		b.WriteByte(']')
 	}
+	for i := range t.Foreign {
+		f := &t.Foreign[i]
+		fmt.Fprintf(b, " (shard %d request %d", f.Shard, f.Request)
+		if f.Granted {
+			b.WriteString(" granted")
+		}
+		b.WriteByte(')')
+	}
 	b.WriteByte('\n')
 }
 
@@ -96,8 +117,13 @@ func (s *State) Check() error {
 	if got := len(s.LiveIDs()); got != live {
 		errs = append(errs, fmt.Errorf("%d live transactions, %d of them listed", live, got))
 	}
-	if claims != s.locks.Len() {
-		errs = append(errs, fmt.Errorf("%d transactions with locks, but %d claims", claims, s.locks.Len()))
+	if claims+len(s.claims) != s.locks.Len() {
+		errs = append(errs, fmt.Errorf("%d transactions with locks and %d of other homes, but %d claims", claims, len(s.claims), s.locks.Len()))
+	}
+	for id, f := range s.claims { // order does not matter: every claim is checked
+		if !s.locks.Has(id) || f.Granted != s.locks.Granted(id) {
+			errs = append(errs, fmt.Errorf("claim of %s: granted %v, but not in the table", id, f.Granted))
+		}
 	}
 	for name, v := range s.served { // order does not matter: every service is checked
 		if v.open != open[name] {
@@ -121,11 +147,13 @@ func (s *State) checkTxn(t *Txn) error {
 	switch {
 	case t.Status.Ended() && (t.locked || s.locks.Has(t.ID)):
 		return errors.New("ended, but has locks")
-	case t.Status == Active && (!t.Interactive || t.StepPending) && (!s.locks.Has(t.ID) || s.locks.Granted(t.ID)):
+	case t.Status == Active && (!t.Interactive || t.StepPending) && t.foreignGranted() && (!s.locks.Has(t.ID) || s.locks.Granted(t.ID)):
 		return errors.New("active, but waits for no lock")
+	case t.Status == Preparing && !t.foreignGranted():
+		return errors.New("preparing without its locks at other shards")
 	case t.StepPending && (t.Status != Active || !t.Interactive):
 		return fmt.Errorf("%s with a step that waits", t.Status)
-	case t.Interactive && !t.StepPending && t.locked && !s.locks.Granted(t.ID):
+	case t.Interactive && !t.StepPending && (t.locked && !s.locks.Granted(t.ID) || t.Abort == nil && !t.foreignGranted()):
 		return errors.New("waits for a lock with no step")
 	case t.Status.Decided() && len(t.Steps) > 0:
 		return errors.New("decided, but remembers steps")

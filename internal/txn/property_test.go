@@ -18,6 +18,8 @@ type history struct {
 	nowMs uint64
 	term  uint64
 	begun []Begin
+
+	shards uint32
 }
 
 func (h *history) pick(n int, what string) int { return rapid.IntRange(0, n-1).Draw(h.t, what) }
@@ -51,13 +53,86 @@ func (h *history) begin() *Begin {
 		}
 	}
 	c.OnePhase = len(c.Branches) == 1 && h.pick(2, "one phase") == 0
-	c.Locks = lock.Fold(needs)
+	c.Locks, c.Foreign = h.split(needs)
 	return &c
+}
+
+// split gives some of the keys to other shards, where there are any.
+func (h *history) split(needs []lock.Need) (here []lock.Need, foreign []LockPart) {
+	if h.shards == 1 {
+		return lock.Fold(needs), nil
+	}
+	partitions := uint32(h.pick(3, "partitions"))
+	for _, p := range SplitLocks(lock.Fold(needs), func(string) uint32 { return partitions }, h.shards) {
+		if p.Shard == 0 {
+			here = p.Needs
+		} else {
+			foreign = append(foreign, p)
+		}
+	}
+	return here, foreign
+}
+
+// spread is a command of locks over several shards.
+func (h *history) spread(dst []byte) []byte {
+	shard, request := uint32(1+h.pick(int(h.shards)-1, "shard")), uint32(1+h.pick(3, "request"))
+	switch h.pick(6, "spread") {
+	case 0, 1:
+		return AppendLocked(dst, Locked{ID: h.id(), Shard: shard, Request: request, Token: uint64(h.pick(50, "token"))})
+	case 2:
+		return AppendYield(dst, Yield{ID: h.id(), Shard: shard, Request: request})
+	case 3:
+		return AppendDrainHere(dst, services[h.pick(len(services), "service")], uint64(1+h.pick(3, "generation")))
+	case 4:
+		c := ClaimCmd{ID: h.stranger(), AgeMs: h.nowMs - uint64(h.pick(3, "age")), Request: request}
+		c.Whole = c.ID[15]&1 == 0
+		needs := []lock.Need{{Key: services[h.pick(len(services), "service")] + []string{"", "/k", "/k/l", "/m"}[h.pick(4, "key")], Mode: []lock.Mode{lock.S, lock.X}[h.pick(2, "mode")]}}
+		c.Needs = lock.Fold(needs)
+		return AppendClaim(dst, &c)
+	}
+	c := Release{ID: h.stranger(), Token: uint64(h.pick(50, "token"))}
+	switch h.pick(3, "release") {
+	case 0:
+		c.Service = services[h.pick(len(services), "service")]
+	case 1:
+		c.Waiting = true
+	}
+	return AppendRelease(dst, c)
+}
+
+// stranger is a transaction of another home; ids of here differ in their first half.
+func (h *history) stranger() txnid.ID {
+	return txnid.New(epochMs, [10]byte{2: 1, 9: byte(h.pick(5, "stranger"))})
+}
+
+// step is a command of interactive transactions.
+func (h *history) step(dst []byte) []byte {
+	switch h.pick(4, "step") {
+	case 0:
+		c := Open{ID: h.newID(), TimeoutMs: 1000, IdleMs: 1000}
+		h.begun = append(h.begun, Begin{ID: c.ID})
+		return AppendOpen(dst, &c)
+	case 1:
+		return AppendSeal(dst, h.id())
+	}
+	b := h.begin()
+	c := Enlist{ID: h.id(), Step: uint32(1 + h.pick(4, "number")), Locks: b.Locks, Foreign: b.Foreign}
+	for i := range b.Branches {
+		c.Branches = append(c.Branches, EnlistBranch{Service: b.Branches[i].Service, Generation: b.Branches[i].Generation})
+		c.Ops = append(c.Ops, EnlistOp{Branch: uint32(i), Now: h.pick(2, "now") == 0, Payload: []byte{1}})
+	}
+	return AppendEnlist(dst, &c)
 }
 
 var services = []string{"a", "a-b", "c"}
 
 func (h *history) command(dst []byte) []byte {
+	switch what := h.pick(10, "family"); {
+	case what < 3:
+		return h.step(dst)
+	case what < 6 && h.shards > 1:
+		return h.spread(dst)
+	}
 	switch h.pick(20, "command") {
 	case 0, 1, 2, 3, 4:
 		c := h.begin()
@@ -129,12 +204,19 @@ func (h *history) entry() (term uint64, entry []byte) {
 // that is open or could still begin.
 func TestAnyLog(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		h := &history{t: rt, nowMs: epochMs + 100_000, term: 1}
-		st, twin := New(0, 1), New(0, 1)
+		h := &history{t: rt, nowMs: epochMs + 100_000, term: 1, shards: uint32(1 + 2*rapid.IntRange(0, 1).Draw(rt, "more shards"))}
+		st, twin := New(0, h.shards), New(0, h.shards)
+		raise := rapid.IntRange(0, 40).Draw(rt, "level at")
+		if h.shards > 1 {
+			raise = 1 // from the first entry on
+		}
 		cut := rapid.IntRange(1, 40).Draw(rt, "snapshot after")
 		decided := map[txnid.ID]bool{}
 		for index := uint64(1); index <= 40; index++ {
 			term, entry := h.entry()
+			if int(index) == raise {
+				entry = AppendLevel(append([]byte(nil), entry[:HeaderBytes]...), Level)
+			}
 			w, f := st.Watermark(), st.Forgotten()
 			var effects []Effect
 			for _, s := range []*State{st, twin} {
@@ -147,7 +229,7 @@ func TestAnyLog(t *testing.T) {
 				}
 			}
 			if int(index) == cut {
-				restored, err := Restore(0, 1, snapshotOf(twin))
+				restored, err := Restore(0, h.shards, snapshotOf(twin))
 				if err != nil {
 					rt.Fatal(err)
 				}

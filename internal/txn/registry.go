@@ -38,12 +38,12 @@ func (s *State) applyPutService(v *Service) {
 		v.Generation = s.nextGen
 	} else {
 		v.RegisteredMs, v.Generation, v.Draining = old.RegisteredMs, old.Generation, old.Draining
-		if old.Isolated != v.Isolated || old.Capabilities != v.Capabilities {
+		if old.Isolated != v.Isolated || old.Capabilities != v.Capabilities || old.Partitions != v.Partitions {
 			switch {
 			case old.Draining:
 				refuse(reason.ServiceDraining)
 				return
-			case s.OpenAt(v.Name) > 0:
+			case s.OpenAt(v.Name) > 0, s.shards > 1: // others may have it open: it is removed first
 				refuse(reason.InvalidService)
 				return
 			}
@@ -81,4 +81,18 @@ func (s *State) applyRemoveService(name string) {
 	delete(s.served, name) // nextGen tells its generations from those yet to come
 	s.registry++
 	s.emit(Effect{Kind: EffectServiceRemoved, Name: name})
+}
+
+// applyDrainHere: a shard beside the registry's takes no more branches of a generation.
+func (s *State) applyDrainHere(name string, generation uint64) {
+	if v := s.serve(name, generation); v.generation == generation {
+		v.drained = true
+	}
+	s.emit(Effect{Kind: EffectDrainedHere, Name: name, Token: generation})
+}
+
+// DrainedHere reports whether this shard takes no more branches of a generation.
+func (s *State) DrainedHere(name string, generation uint64) bool {
+	v := s.served[name]
+	return v != nil && (v.generation > generation || v.generation == generation && v.drained)
 }

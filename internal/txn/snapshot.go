@@ -11,11 +11,20 @@ import (
 )
 
 // Versions of the snapshot. The first had no interactive transactions and no execute
-// endpoints; it is read, and written no more.
+// endpoints, the second no locks over several shards; they are read, and written no more.
 const (
-	snapshotVersion1 = lock.SnapshotVersion1
-	snapshotVersion  = lock.SnapshotVersion
+	snapshotVersion1 = 1
+	snapshotVersion2 = 2
+	snapshotVersion  = 3
 )
+
+// lockVersion is the lock table's part of a version.
+func lockVersion(version byte) byte {
+	if version == snapshotVersion1 {
+		return lock.SnapshotVersion1
+	}
+	return lock.SnapshotVersion
+}
 
 // Capture is a state at one index. Taking it costs time in proportion to the open
 // transactions; ended ones are immutable and only pointed at.
@@ -83,10 +92,11 @@ func (s *State) appendHead(dst []byte) []byte {
 	dst = uv(dst, s.grants)
 	dst = uv(dst, s.w)
 	dst = uv(dst, s.nextGen)
+	dst = uv(dst, uint64(s.level))
 	services := s.Services()
 	dst = uv(dst, uint64(len(services)))
 	for _, v := range services {
-		dst = str(appendService(dst, v), v.ExecuteURL)
+		dst = uv(str(appendService(dst, v), v.ExecuteURL), uint64(v.Partitions))
 	}
 	names := make([]string, 0, len(s.served))
 	for name := range s.served {
@@ -104,7 +114,7 @@ func (s *State) appendHead(dst []byte) []byte {
 	for _, id := range live {
 		dst = appendTxn(dst, s.txns[id])
 	}
-	return s.locks.AppendSnapshot(dst)
+	return s.locks.AppendSnapshot(s.appendClaims(dst))
 }
 
 // LiveIDs lists the transactions that have not ended, in order of ids.
@@ -155,7 +165,7 @@ func appendTxn(dst []byte, t *Txn) []byte {
 	if t.Interactive {
 		dst = appendInteractive(dst, t)
 	}
-	return dst
+	return appendForeign(dst, t)
 }
 
 func appendList(dst []byte, list [][]byte) []byte {
@@ -229,6 +239,9 @@ func (r *reader) txn(version byte, intern func(string) string) *Txn {
 			r.interactive(t)
 		}
 	}
+	if version > snapshotVersion2 {
+		r.foreign(t, intern)
+	}
 	return t
 }
 
@@ -279,7 +292,7 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	s.registry = 1
 	r := &reader{b: snapshot}
 	version := r.byte()
-	if version != snapshotVersion && version != snapshotVersion1 {
+	if version < snapshotVersion1 || version > snapshotVersion {
 		r.fail(fmt.Sprintf("snapshot version %d, this binary knows %d", version, snapshotVersion))
 	}
 	if a, b := r.uint(), r.uint(); a != uint64(shard) || b != uint64(shards) {
@@ -294,10 +307,16 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	s.grants = r.uint()
 	s.w = r.uint()
 	s.nextGen = r.uint()
+	if version > snapshotVersion2 {
+		s.level = r.uint32("level")
+	}
 	for n := r.count(MaxServices, "services"); n > 0 && r.err == nil; n-- {
 		v := r.service()
 		if version > snapshotVersion1 {
 			v.ExecuteURL = r.string()
+		}
+		if version > snapshotVersion2 {
+			v.Partitions = r.uint32("partitions")
 		}
 		s.services[v.Name] = v
 	}
@@ -308,13 +327,19 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	for n := r.count(len(r.b), "open transactions"); n > 0 && r.err == nil; n-- {
 		s.restoreLive(version, r)
 	}
+	if version > snapshotVersion2 {
+		s.restoreClaims(r)
+	}
 	if r.err == nil {
-		rest, err := s.locks.Restore(version, r.b)
+		rest, err := s.locks.Restore(lockVersion(version), r.b)
 		if err != nil {
 			r.fail(err.Error())
 		} else {
 			r.b = rest
 		}
+	}
+	if s.level >= levelWoundWait {
+		s.locks.WoundWait()
 	}
 	for n := r.count(MaxHazards, "hazards"); n > 0 && r.err == nil; n-- {
 		t := r.txn(version, s.intern)

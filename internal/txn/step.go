@@ -74,13 +74,16 @@ func (s *State) applyEnlist(c *Enlist) {
 	t.Steps = append(t.Steps, step)
 	t.StepPending = true
 	s.emit(Effect{Kind: EffectStepTaken, ID: t.ID, Txn: t, Step: c.Step})
-	if len(c.Locks) == 0 {
-		s.stepGranted(t)
-		return
+	for i := range c.Foreign {
+		t.ask(&c.Foreign[i], s.intern)
 	}
-	t.locked = true
-	if s.locks.Extend(t.ID, t.AgeMs, c.Locks) {
-		s.stepGranted(t)
+	granted := true
+	if len(c.Locks) > 0 {
+		t.locked = true
+		granted = s.locks.Extend(t.ID, t.AgeMs, c.Locks)
+	}
+	if granted {
+		s.locksHeld(t)
 	} else {
 		s.emit(Effect{Kind: EffectStepBlocked, ID: t.ID, Txn: t})
 	}
@@ -114,7 +117,7 @@ func (s *State) refusesStep(t *Txn, c *Enlist) (why reason.Code, name string) {
 		return reason.TooManySteps, ""
 	case len(t.Branches)+len(c.Branches) > MaxBranches, t.operations()+len(c.Ops) > MaxOps:
 		return reason.TooManyOperations, ""
-	case s.locks.Size(t.ID)+len(c.Locks) > MaxNeeds:
+	case s.locks.Size(t.ID)+t.foreignKeys()+c.keys() > MaxNeeds:
 		return reason.TooManyKeys, ""
 	}
 	bytes := t.stepBytes
@@ -134,6 +137,15 @@ func (s *State) refusesStep(t *Txn, c *Enlist) (why reason.Code, name string) {
 		}
 	}
 	return "", ""
+}
+
+// keys counts those that a step asks for.
+func (c *Enlist) keys() int {
+	n := len(c.Locks)
+	for i := range c.Foreign {
+		n += len(c.Foreign[i].Needs)
+	}
+	return n
 }
 
 // GrantedOps counts the operations of a branch that run at once and whose step holds
@@ -181,8 +193,8 @@ func (s *State) enlistBranch(t *Txn, c *EnlistBranch) uint32 {
 
 // stepGranted: the locks of the last step are held, so its operations may be sent.
 func (s *State) stepGranted(t *Txn) {
-	s.grants++
-	t.Token, t.GrantedMs, t.StepPending = s.grants, s.nowMs, false
+	t.Token, t.GrantedMs, t.StepPending = s.nextToken(), s.nowMs, false
+	t.dropNeeds()
 	for i := range t.Branches {
 		if b := &t.Branches[i]; len(b.Executed) > 0 {
 			b.Contacted = true
@@ -220,29 +232,40 @@ func (s *State) applySeal(id txnid.ID) {
 	}
 }
 
-// breakCycles ends every cycle of waiting that the command has closed: the youngest
-// in it gives way. Whoever waits has not been asked to prepare, so a victim is never
-// prepared. An interactive victim aborts; what it holds at participants that it has
-// reached is released as they acknowledge. A one-shot one has reached nobody: it gives
-// back what it holds and queues again, and its client sees nothing.
+// breakCycles makes those give way who must: of a cycle of waiting that the command has
+// closed the youngest, and whoever keeps an elder waiting and still can. Whoever was
+// asked to prepare never does. An interactive one aborts; what it holds at participants
+// that it has reached is released as they acknowledge. A one-shot one has reached nobody:
+// it gives back what it holds and queues again, and its client sees nothing.
 func (s *State) breakCycles() {
 	for {
-		cycle := s.locks.NextCycle()
-		if cycle == nil {
-			return
-		}
-		victim := s.txns[s.locks.Victim(cycle)]
-		s.emit(Effect{Kind: EffectDeadlock, ID: victim.ID, Txn: victim, Cycle: cycle})
-		if victim.Interactive {
-			s.abort(victim, &Abort{Reason: reason.Deadlock, Message: cut(DescribeCycle(cycle))}, false)
+		if cycle := s.locks.NextCycle(); cycle != nil {
+			s.breakCycle(cycle)
 			continue
 		}
-		granted, woken := s.locks.Restart(victim.ID, s.woken[:0])
-		s.wake(woken)
-		if granted {
-			s.grant(victim)
+		if s.level < levelWoundWait {
+			return
 		}
+		w, ok := s.locks.NextWound(s.mayGiveWay)
+		if !ok {
+			return
+		}
+		s.wound(w)
 	}
+}
+
+func (s *State) breakCycle(cycle []lock.Wait) {
+	victim := s.txns[s.locks.Victim(cycle)]
+	if victim == nil { // of another home; an elder in the cycle will ask it to give way
+		s.locks.SkipCycle()
+		return
+	}
+	s.emit(Effect{Kind: EffectDeadlock, ID: victim.ID, Txn: victim, Cycle: cycle})
+	if victim.Interactive {
+		s.abort(victim, &Abort{Reason: reason.Deadlock, Message: cut(DescribeCycle(cycle))}, false)
+		return
+	}
+	s.restart(victim.ID)
 }
 
 // DescribeCycle says in words who waits for whom: "A waits for k (X) behind B; B waits for ...".

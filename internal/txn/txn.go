@@ -151,6 +151,8 @@ type Txn struct {
 	StepPending bool   // the last step waits for its locks
 	stepBytes   int    // payloads in all steps; derived
 	locked      bool   // has a claim in the lock table: false without keys, and once ended
+
+	Foreign []Foreign // what other shards keep of its locks
 }
 
 // Hazard reports whether some branch ended otherwise than decided.
@@ -172,6 +174,7 @@ type Service struct {
 	RollbackURL      string
 	StatusURL        string
 	ExecuteURL       string // empty: operations run with prepare only
+	Partitions       uint32 // shards that share its keys; 0 and 1: one shard keeps them
 	Resources        []string
 	Capabilities     Capability
 	Isolated         bool // isolation participant
@@ -221,6 +224,7 @@ type State struct {
 	incarn   uint32
 	booted   bool
 	grants   uint64 // fencing counter
+	level    uint32 // see Level
 	w        uint64 // watermark, Unix ms of ids
 	nextGen  uint64
 	services map[string]*Service // the registry; shard 0 only
@@ -230,7 +234,8 @@ type State struct {
 	hazards  []txnid.ID
 	done     doneQueue // ended, without open hazard, in order of their end
 	locks    *lock.Table
-	liveHeap idHeap // derived: ids that were live, for the lowest one
+	claims   map[txnid.ID]*Claim // of transactions of other homes
+	liveHeap idHeap              // derived: ids that were live, for the lowest one
 
 	registry uint64     // counts changes of the registry; not part of the replicated state
 	woken    []txnid.ID // scratch
@@ -253,6 +258,7 @@ func New(shard, shards uint32) *State {
 		served:   map[string]*served{},
 		txns:     map[txnid.ID]*Txn{},
 		locks:    lock.NewTable(),
+		claims:   map[txnid.ID]*Claim{},
 	}
 }
 
@@ -330,6 +336,12 @@ func (s *State) Term() uint64 { return s.term }
 
 // NowMs is log time.
 func (s *State) NowMs() uint64 { return s.nowMs }
+
+// Level is the highest level that the log has reached.
+func (s *State) Level() uint32 { return s.level }
+
+// Grants is the fencing counter.
+func (s *State) Grants() uint64 { return s.grants }
 
 // Booted reports whether BOOT has been applied.
 func (s *State) Booted() bool { return s.booted }

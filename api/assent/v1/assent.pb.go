@@ -2355,7 +2355,7 @@ func (x *Transaction) GetAge() *timestamppb.Timestamp {
 // Why a transaction aborted.
 type Abort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Stable code: VOTED_NO, TIMEOUT, LOCK_TIMEOUT, CLIENT_ROLLBACK, DEADLOCK,
+	// Stable code: VOTED_NO, TIMEOUT, LOCK_TIMEOUT, CLIENT_ROLLBACK, DEADLOCK, WOUNDED,
 	// IDLE_TIMEOUT, EXECUTE_REFUSED, EXECUTE_CONFLICT, EXECUTION_LOST.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// For people.

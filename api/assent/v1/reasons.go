@@ -56,6 +56,7 @@ const (
 	ReasonLockTimeout     Reason = "LOCK_TIMEOUT"     // the timeout ended while waiting for a lock
 	ReasonClientRollback  Reason = "CLIENT_ROLLBACK"  // a client asked for it
 	ReasonDeadlock        Reason = "DEADLOCK"         // waited in a cycle, and was the youngest there
+	ReasonWounded         Reason = "WOUNDED"          // held what an older transaction needed, before commit was asked for
 	ReasonIdleTimeout     Reason = "IDLE_TIMEOUT"     // the client of an interactive transaction was silent too long
 	ReasonExecuteRefused  Reason = "EXECUTE_REFUSED"  // a participant refused an operation that was to run at once
 	ReasonExecuteConflict Reason = "EXECUTE_CONFLICT" // the same for now: a new transaction may succeed

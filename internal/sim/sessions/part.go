@@ -21,6 +21,14 @@ type part struct {
 	rows  map[txnid.ID]outcome
 	open  map[txnid.ID]*branch
 	lives int
+
+	written, read map[string]fence
+}
+
+// fence is the greatest token that a key was used with, and by whom.
+type fence struct {
+	token string
+	by    txnid.ID
 }
 
 type item struct {
@@ -59,7 +67,27 @@ type payload struct {
 }
 
 func newPart(w *world, name string) *part {
-	return &part{w: w, name: name, items: map[string][]item{}, rows: map[txnid.ID]outcome{}, open: map[txnid.ID]*branch{}}
+	return &part{w: w, name: name, items: map[string][]item{}, rows: map[txnid.ID]outcome{}, open: map[txnid.ID]*branch{}, written: map[string]fence{}, read: map[string]fence{}}
+}
+
+// fenced checks that of two that use a key in conflict the later has the greater token.
+func (p *part) fenced(c *shard.Call, m *payload) {
+	after := []fence{p.written[m.Key]}
+	if m.Append {
+		after = append(after, p.read[m.Key])
+	}
+	for _, f := range after {
+		if f.by != c.ID && f.token >= c.Token {
+			p.w.fail("%s: %s uses %s with token %s, after %s with %s", p.name, c.ID, m.Key, c.Token, f.by, f.token)
+		}
+	}
+	used := p.read
+	if m.Append {
+		used = p.written
+	}
+	if used[m.Key].token < c.Token {
+		used[m.Key] = fence{c.Token, c.ID}
+	}
 }
 
 func (p *part) serve(c *shard.Call) *shard.CallDone {
@@ -142,7 +170,7 @@ func (p *part) execute(c *shard.Call, row outcome, d *shard.CallDone) {
 		}
 		b.digests = append(b.digests, chain(before, len(b.executed), op))
 		b.executed = append(b.executed, op)
-		b.results = append(b.results, p.run(c.ID, b, op))
+		b.results = append(b.results, p.run(c, b, op))
 	}
 	if b.digests[len(b.digests)-1] != c.Digest {
 		p.w.fail("%s got a digest of other operations of %s", p.name, c.ID)
@@ -158,11 +186,12 @@ func chain(before [32]byte, n int, op []byte) [32]byte {
 }
 
 // run does one operation in a branch: reads see what is committed, and its own.
-func (p *part) run(id txnid.ID, b *branch, op []byte) []byte {
+func (p *part) run(c *shard.Call, b *branch, op []byte) []byte {
 	var m payload
 	if err := json.Unmarshal(op, &m); err != nil {
 		p.w.fail("%v", err)
 	}
+	p.fenced(c, &m)
 	if m.Append {
 		b.items = append(b.items, work{m.Key, m.Value})
 		return []byte("null")
@@ -207,7 +236,7 @@ func (p *part) prepare(c *shard.Call, row outcome, d *shard.CallDone) {
 		return
 	}
 	for _, op := range c.Operations {
-		d.Results = append(d.Results, p.run(c.ID, b, op))
+		d.Results = append(d.Results, p.run(c, b, op))
 	}
 	for _, i := range b.items {
 		p.items[i.key] = append(p.items[i.key], item{i.value, c.ID, true})
@@ -225,7 +254,7 @@ func (p *part) audit() {
 	seen := map[int64]bool{}
 	for key, list := range p.items { // order does not matter: every item is checked
 		for _, i := range list {
-			t := p.w.oracle.Get(i.txn)
+			t := p.w.coords[i.txn.Shard(uint32(len(p.w.coords)))].oracle.Get(i.txn)
 			switch {
 			case i.pending:
 				p.w.fail("%s: %d in %s is still pending", p.name, i.value, key)

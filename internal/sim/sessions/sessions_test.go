@@ -31,6 +31,9 @@ func TestSessions(t *testing.T) {
 		sum.Crashes += r.Crashes
 		sum.Repeated += r.Repeated
 		sum.Upgraded += r.Upgraded
+		sum.Wounded += r.Wounded
+		sum.Yielded += r.Yielded
+		sum.Spread += r.Spread
 	}
 	t.Logf("%+v", sum)
 	if *seeds < 100 {
@@ -38,10 +41,24 @@ func TestSessions(t *testing.T) {
 	}
 	for what, n := range map[string]int{
 		"committed": sum.Committed, "aborted": sum.Aborted, "unknown": sum.Unknown, "deadlocks": sum.Deadlocks, "one-shot victims": sum.Restarted,
-		"dead clients": sum.Idle, "lost executions": sum.Lost, "crashes": sum.Crashes, "retries with their age": sum.Upgraded,
+		"dead clients": sum.Idle, "lost executions": sum.Lost, "crashes": sum.Crashes, "retries with their age": sum.Upgraded, "wounds": sum.Wounded, "parts given back": sum.Yielded, "locks at several shards": sum.Spread,
 	} {
 		if n == 0 {
 			t.Errorf("never reached: %s", what)
+		}
+	}
+}
+
+// TestWithoutFaults: where nothing fails nobody waits in vain, over however many shards
+// a cycle of waiting could run.
+func TestWithoutFaults(t *testing.T) {
+	for seed := range uint64(max(30, *seeds/5)) {
+		r, err := Run(seed, Options{Transactions: 200, Clients: 12, Services: 2, Keys: 2})
+		if err != nil || len(r.Anomalies) > 0 {
+			t.Fatal(seed, err, r.Anomalies)
+		}
+		if r.TimedOut > 0 || r.Committed == 0 {
+			t.Errorf("seed %d: %d waited for a lock until their timeout, %d committed", seed, r.TimedOut, r.Committed)
 		}
 	}
 }

@@ -49,7 +49,7 @@ func (u *user) next() {
 func (u *user) begin(again []check.Mop) {
 	w := u.w
 	u.busy = true
-	u.id = w.newID()
+	u.id = w.newID(u.retryOf)
 	u.mops, u.modes, u.where, u.now = nil, nil, nil, nil
 	n := len(again)
 	if again == nil {
@@ -114,6 +114,28 @@ func (u *user) payload(i int) []byte {
 	return fmt.Appendf(nil, `{"append":%t,"key":%q,"value":%d}`, m.Append, m.Key, m.Value)
 }
 
+func (u *user) home() *coord { return u.w.coords[u.id.Shard(uint32(len(u.w.coords)))] }
+
+// split divides the locks between the home and other shards. The second service has
+// two partitions.
+func (u *user) split(needs []lock.Need) (here []lock.Need, elsewhere []txn.LockPart) {
+	shards := uint32(len(u.w.coords))
+	partitions := func(service string) uint32 {
+		if service == "s1" {
+			return 2
+		}
+		return 1
+	}
+	for _, p := range txn.SplitLocks(lock.Fold(needs), partitions, shards) {
+		if p.Shard == u.id.Shard(shards) {
+			here = p.Needs
+		} else {
+			elsewhere = append(elsewhere, p)
+		}
+	}
+	return here, elsewhere
+}
+
 func (u *user) service(i int) string { return u.w.parts[u.where[i]].name }
 
 // again asks once more, or gives up not knowing.
@@ -140,11 +162,11 @@ func (u *user) submit() {
 		b.Branches[at[name]].Ops = append(b.Branches[at[name]].Ops, u.payload(i))
 		needs = append(needs, lock.Need{Key: u.key(i), Mode: u.modes[i]})
 	}
-	b.Locks = lock.Fold(needs)
+	b.Locks, b.Foreign = u.split(needs)
 	begin := txn.AppendBegin(nil, b)
 	var ask func()
 	ask = func() {
-		u.w.ask(func(t shard.Token) shard.Event {
+		u.home().ask(func(t shard.Token) shard.Event {
 			return &shard.Submit{Token: t, ID: u.id, Digest: b.Digest, Begin: begin, Locks: b.Locks, Wait: shard.WaitCompleted}
 		}, func(r *shard.Reply) {
 			switch {
@@ -178,7 +200,7 @@ func (u *user) open() {
 	open := txn.AppendOpen(nil, &txn.Open{ID: u.id, Digest: [32]byte{2}, TimeoutMs: 20_000, IdleMs: 3_000, RetryOf: u.retryOf})
 	var ask func()
 	ask = func() {
-		u.w.ask(func(t shard.Token) shard.Event {
+		u.home().ask(func(t shard.Token) shard.Event {
 			return &shard.Submit{Token: t, ID: u.id, Digest: [32]byte{2}, Begin: open, Wait: shard.WaitNone}
 		}, func(r *shard.Reply) {
 			switch {
@@ -221,11 +243,11 @@ func (u *user) take() {
 		c.Ops = append(c.Ops, txn.EnlistOp{Branch: at[name], Now: u.now[i], Payload: u.payload(i)})
 		needs = append(needs, lock.Need{Key: u.key(i), Mode: u.modes[i]})
 	}
-	c.Locks = lock.Fold(needs)
+	c.Locks, c.Foreign = u.split(needs)
 	enlist := txn.AppendEnlist(nil, c)
 	var ask func()
 	ask = func() {
-		w.ask(func(t shard.Token) shard.Event {
+		u.home().ask(func(t shard.Token) shard.Event {
 			return &shard.Enlist{Token: t, ID: u.id, Step: c.Step, Digest: c.Digest, Enlist: enlist, Locks: c.Locks}
 		}, func(r *shard.Reply) {
 			switch {
@@ -253,7 +275,7 @@ func (u *user) take() {
 func (u *user) seal() {
 	var ask func()
 	ask = func() {
-		u.w.ask(func(t shard.Token) shard.Event { return &shard.Seal{Token: t, ID: u.id, Wait: shard.WaitDecided} }, func(r *shard.Reply) {
+		u.home().ask(func(t shard.Token) shard.Event { return &shard.Seal{Token: t, ID: u.id, Wait: shard.WaitDecided} }, func(r *shard.Reply) {
 			switch {
 			case r == nil || r.Err != nil:
 				u.again(ask)
@@ -279,7 +301,7 @@ func (u *user) decided(v *shard.View) {
 func (u *user) aborted(v *shard.View) {
 	u.w.history.End(u.process, check.Aborted, nil)
 	switch v.Txn.Abort.Reason {
-	case reason.Deadlock, reason.LockTimeout, reason.ExecutionLost, reason.VotedNo:
+	case reason.Deadlock, reason.Wounded, reason.LockTimeout, reason.ExecutionLost, reason.VotedNo:
 		if v.Txn.Interactive {
 			u.retryOf = u.id
 		}
