@@ -21,6 +21,8 @@ type Registration struct {
 	Isolation    string              `json:"isolation,omitempty"` // "coordinator" (default) or "participant"
 	RequireKeys  bool                `json:"require_keys,omitempty"`
 	Limits       *RegistrationLimits `json:"limits,omitempty"`
+
+	LockPartitions uint32 `json:"lock_partitions,omitempty"` // shards that share the locks of its keys; 0: 1
 }
 
 // Endpoints are the URLs the coordinator calls.

@@ -41,7 +41,10 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	node := newNode(&c.Serve, registry, log)
+	node, err := newNode(&c.Serve, registry, log)
+	if err != nil {
+		return err
+	}
 	api, err := server.New(server.Config{Coordinator: node, Limits: c.limits(), Registerer: registry, Gatherer: registry, Logger: log})
 	if err != nil {
 		node.close()

@@ -34,6 +34,7 @@ type servicePutCmd struct {
 	Resource       []string      `placeholder:"NAME" help:"What the service offers; repeatable."`
 	Isolation      string        `placeholder:"WHO" help:"coordinator (default) or participant."`
 	RequireKeys    bool          `help:"Refuse operations that declare no key."`
+	LockPartitions uint32        `placeholder:"N" help:"Shards that share the locks of its keys, by the first segment of a key (default: 1)."`
 	MaxInFlight    uint32        `placeholder:"N" help:"Calls at one time."`
 	PrepareTimeout time.Duration `placeholder:"D" help:"One try of prepare."`
 	FinishTimeout  time.Duration `placeholder:"D" help:"One try of commit or rollback."`
@@ -51,7 +52,7 @@ A registered service keeps its identity; its endpoints and limits change at once
 func (c *servicePutCmd) Run(ctx context.Context, std *streams) error {
 	body := server.PutServiceBody{
 		HTTP:         server.HTTPEndpoints{Prepare: c.Prepare, Commit: c.Commit, Rollback: c.Rollback, Status: c.Status},
-		Capabilities: c.Capability, Resources: c.Resource, Isolation: c.Isolation, RequireKeys: c.RequireKeys,
+		Capabilities: c.Capability, Resources: c.Resource, Isolation: c.Isolation, RequireKeys: c.RequireKeys, LockPartitions: c.LockPartitions,
 		Limits: server.ServiceLimits{
 			PrepareTimeout: server.Duration{Duration: c.PrepareTimeout, Set: c.PrepareTimeout != 0},
 			FinishTimeout:  server.Duration{Duration: c.FinishTimeout, Set: c.FinishTimeout != 0},
@@ -163,6 +164,7 @@ func serviceText(out io.Writer, s *server.Service) {
 	row(w, "CAPABILITIES", strings.Join(s.Capabilities, ", "))
 	row(w, "ISOLATION", s.Isolation)
 	row(w, "REQUIRE KEYS", fmt.Sprint(s.RequireKeys))
+	row(w, "LOCK PARTITIONS", fmt.Sprint(s.LockPartitions))
 	if s.Limits.MaxInFlight != nil {
 		row(w, "LIMITS", fmt.Sprintf("%d calls, prepare %v, finish %v", *s.Limits.MaxInFlight, s.Limits.PrepareTimeout, s.Limits.FinishTimeout))
 	}

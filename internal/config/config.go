@@ -38,10 +38,11 @@ func (b Bytes) String() string { return strings.ReplaceAll(humanize.IBytes(uint6
 type Serve struct {
 	Config string `placeholder:"FILE" help:"YAML file with the settings below, named like the flags."`
 
-	Data string `required:"" placeholder:"DIR" help:"Directory of the log and its snapshots; made if absent. One process per directory."`
-	Node string `default:"node-1" help:"Name of this node, for ever: the data directory remembers it."`
-	HTTP string `name:"http" default:"127.0.0.1:7070" placeholder:"ADDR" help:"Address of the REST API, /healthz, /readyz and /metrics (default ${default})."`
-	GRPC string `name:"grpc" default:"127.0.0.1:7071" placeholder:"ADDR" help:"Address of the gRPC API (default ${default}); empty: none."`
+	Data   string `required:"" placeholder:"DIR" help:"Directory of the log and its snapshots; made if absent. One process per directory."`
+	Node   string `default:"node-1" help:"Name of this node, for ever: the data directory remembers it."`
+	Shards uint32 `placeholder:"N" help:"Shards that transactions and locks are spread over; fixed when the data directory is made (default: what that says, or 1)."`
+	HTTP   string `name:"http" default:"127.0.0.1:7070" placeholder:"ADDR" help:"Address of the REST API, /healthz, /readyz and /metrics (default ${default})."`
+	GRPC   string `name:"grpc" default:"127.0.0.1:7071" placeholder:"ADDR" help:"Address of the gRPC API (default ${default}); empty: none."`
 
 	TransactionsRetained int           `group:"transactions" default:"100000" help:"Ended transactions kept, so that a repeated request gets its outcome."`
 	Retention            time.Duration `group:"transactions" default:"10m" help:"How long they are kept; whichever of the two comes first."`

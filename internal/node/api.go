@@ -221,6 +221,7 @@ type ServiceSpec struct {
 	Capabilities   []string // one_phase, read_only, list_in_doubt, tombstone; nil: tombstone
 	Isolation      string   // coordinator (default) or participant
 	RequireKeys    bool
+	LockPartitions uint32        // shards that share the locks of its keys; zero: 1
 	MaxInFlight    int           // zero: the default
 	PrepareTimeout time.Duration // of one try; zero: the default
 	FinishTimeout  time.Duration // of one try of commit or rollback; zero: the default

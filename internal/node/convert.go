@@ -173,7 +173,7 @@ var capabilities = []struct {
 func (n *Node) service(spec *ServiceSpec) (*txn.Service, error) {
 	v := &txn.Service{
 		Name: spec.Name, PrepareURL: spec.PrepareURL, CommitURL: spec.CommitURL, RollbackURL: spec.RollbackURL, StatusURL: spec.StatusURL, ExecuteURL: spec.ExecuteURL,
-		Resources: spec.Resources, RequireKeys: spec.RequireKeys,
+		Resources: spec.Resources, RequireKeys: spec.RequireKeys, Partitions: max(spec.LockPartitions, 1),
 		MaxInFlight:      uint32(spec.MaxInFlight),
 		PrepareTimeoutMs: uint32(spec.PrepareTimeout.Milliseconds()),
 		FinishTimeoutMs:  uint32(spec.FinishTimeout.Milliseconds()),
@@ -236,7 +236,7 @@ func describeService(v *shard.ServiceView) Service {
 	out := Service{
 		ServiceSpec: ServiceSpec{
 			Name: s.Name, PrepareURL: s.PrepareURL, CommitURL: s.CommitURL, RollbackURL: s.RollbackURL, StatusURL: s.StatusURL, ExecuteURL: s.ExecuteURL,
-			Resources: s.Resources, Isolation: "coordinator", RequireKeys: s.RequireKeys, MaxInFlight: int(s.MaxInFlight),
+			Resources: s.Resources, Isolation: "coordinator", RequireKeys: s.RequireKeys, LockPartitions: max(s.Partitions, 1), MaxInFlight: int(s.MaxInFlight),
 			PrepareTimeout: time.Duration(s.PrepareTimeoutMs) * time.Millisecond, FinishTimeout: time.Duration(s.FinishTimeoutMs) * time.Millisecond,
 		},
 		Generation: s.Generation, State: "active", OpenTransactions: v.Open, Registered: unixMs(s.RegisteredMs), Updated: unixMs(s.UpdatedMs),

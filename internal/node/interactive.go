@@ -29,6 +29,9 @@ func (n *Node) Begin(ctx context.Context, b Beginning) (Transaction, error) {
 		if c.RetryOf == c.ID {
 			return Transaction{}, reason.New(reason.InvalidField, "make a new id for the retry, and name the aborted transaction in retry_of", "retry_of is the transaction itself")
 		}
+		if b.ID == "" { // the age is in the record of the first try: at its home
+			c.ID = c.ID.At(c.RetryOf.Shard(n.cfg.Shards), n.cfg.Shards)
+		}
 	}
 	c.Digest = digestOf(func(text func([]byte), count func(uint64)) {
 		text([]byte("begin"))
@@ -160,7 +163,7 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 			return nil, err
 		}
 	}
-	c.Locks = lock.Fold(needs)
+	c.Locks, c.Foreign = n.split(reg, id.Shard(n.cfg.Shards), lock.Fold(needs))
 	return c, nil
 }
 

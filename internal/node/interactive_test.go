@@ -284,50 +284,53 @@ func TestInteractiveWound(t *testing.T) {
 	}
 }
 
-// TestInteractiveUpgrade: of two readers that both want to write, one dies; with update
-// locks none does.
+// TestInteractiveUpgrade: of two readers that both want to write, the younger dies; with
+// update locks it waits.
 func TestInteractiveUpgrade(t *testing.T) {
 	s := start(t, nil)
 	s.addLedger(t.TempDir(), "a")
-	for mode, victims := range map[node.LockMode]int{node.Shared: 1, node.Update: 0} {
-		var died int
-		var mu sync.Mutex
-		var all, both sync.WaitGroup
-		both.Add(2)
-		for range 2 {
-			all.Go(func() {
-				tx := s.begin(node.Beginning{})
-				if mode == node.Update {
-					both.Done()
-				}
-				lock := node.ServiceLock{Service: "a", DeclaredLock: node.DeclaredLock{Key: "x", Mode: mode}}
-				if _, err := s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Locks: []node.ServiceLock{lock}}); err != nil {
-					t.Error(err)
-				}
-				if mode == node.Shared {
-					both.Done()
-				}
-				both.Wait()
-				r := s.step(tx.ID, 2, listOp("a", "append", "x", int64(rand.Uint32()), node.Exclusive, false))
-				if r.Abort != nil && r.Abort.Reason == reason.Deadlock {
-					mu.Lock()
-					died++
-					mu.Unlock()
-					return
-				}
-				if r, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || r.State != "committed" {
-					t.Errorf("commit: %+v, %v", r, err)
-				}
+	for _, mode := range []node.LockMode{node.Shared, node.Update} {
+		elder, younger := s.beginTwo()
+		lock := func(tx node.Transaction) {
+			l := node.ServiceLock{Service: "a", DeclaredLock: node.DeclaredLock{Key: "x", Mode: mode}}
+			if _, err := s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Locks: []node.ServiceLock{l}}); err != nil {
+				t.Error(err)
+			}
+		}
+		write := func(tx node.Transaction) node.Transaction {
+			r := s.step(tx.ID, 2, listOp("a", "append", "x", int64(rand.Uint32()), node.Exclusive, false))
+			if r.Abort != nil {
+				return r
+			}
+			r, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted)
+			if err != nil {
+				t.Error(err)
+			}
+			return r
+		}
+		var waits sync.WaitGroup
+		var r node.Transaction
+		lock(elder)
+		waits.Go(func() {
+			lock(younger)
+			r = write(younger)
+		})
+		if mode == node.Shared { // both read; the younger waits to write
+			s.eventually("the younger waits", func() bool {
+				page, err := s.node.Locks(t.Context(), node.LockQuery{Service: "a", Waited: true})
+				return err == nil && len(page.Locks) == 1 && len(page.Locks[0].Holders) == 2
 			})
 		}
-		all.Wait()
-		if died != victims {
-			t.Errorf("mode %d: %d victims, want %d", mode, died, victims)
+		if r := write(elder); r.State != "committed" {
+			t.Errorf("mode %d: the elder: %+v", mode, r)
+		}
+		waits.Wait()
+		if mode == node.Shared && (r.Abort == nil || r.Abort.Reason != reason.Deadlock) || mode == node.Update && r.State != "committed" {
+			t.Errorf("mode %d: the younger: %+v", mode, r)
 		}
 	}
 }
 
-// TestInteractiveRestart: a coordinator that is started again goes on with what clients
 // have begun: the participant repeats its results.
 func TestInteractiveRestart(t *testing.T) {
 	s := start(t, nil)

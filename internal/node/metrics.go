@@ -24,6 +24,7 @@ type Metrics struct {
 	blocked      prometheus.Counter
 	stepWait     prometheus.Histogram
 	deadlocks    prometheus.Counter
+	wounds       prometheus.Counter
 	cycles       prometheus.Histogram
 	calls        *prometheus.HistogramVec // by service, phase, result
 	noKeys       *prometheus.CounterVec
@@ -71,6 +72,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.blocked = counter("lock_waits_total", "Transactions that had to wait for a lock.").WithLabelValues()
 	m.stepWait = histogram("step_wait_seconds", "From a step's arrival to all its locks granted, of interactive transactions.", times)
 	m.deadlocks = counter("deadlocks_total", "Cycles of waiting that were broken; each cost one victim its turn.").WithLabelValues()
+	m.wounds = counter("wounds_total", "Transactions that gave way to an older one at their home shard, in no cycle that was seen; aborts by reason WOUNDED are among them, the rest were restarted unseen.").WithLabelValues()
 	m.cycles = histogram("deadlock_transactions", "Transactions in a cycle of waiting.", prometheus.LinearBuckets(2, 1, 8))
 	m.stale = counter("stale_entries_total", "Log entries ignored because they were computed in another term.").WithLabelValues()
 	m.leads = counter("leaderships_total", "Times that this node began to lead a shard.").WithLabelValues()
@@ -161,6 +163,8 @@ func (m *Metrics) observe(e *shard.Notice) {
 	case shard.NoticeDeadlock:
 		m.deadlocks.Inc()
 		m.cycles.Observe(float64(e.N))
+	case shard.NoticeWounded:
+		m.wounds.Inc()
 	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService:
 	}
 }
@@ -275,6 +279,8 @@ func (n *Node) observe(idx uint32, e *shard.Notice) {
 		}
 	case shard.NoticeDeadlock:
 		n.log.Info("deadlock broken", "shard", idx, "victim", e.ID.String(), "cycle", e.Text)
+	case shard.NoticeWounded:
+		n.log.Debug("gave way", "shard", idx, "transaction", e.ID.String(), "because", e.Text)
 	case shard.NoticeStaleEntry:
 		n.log.Info("an entry of another term was ignored", "shard", idx)
 	case shard.NoticeBegan, shard.NoticeRefused, shard.NoticeBlocked, shard.NoticeGranted, shard.NoticeDecided, shard.NoticeEnded, shard.NoticeProposed, shard.NoticeIgnored, shard.NoticeStep:

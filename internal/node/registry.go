@@ -2,10 +2,14 @@ package node
 
 import (
 	"sort"
+	"strings"
 	"time"
 
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/rm"
+	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
 )
 
 // registry is the local, read-only copy of shard 0's services. It is a hint: what
@@ -50,6 +54,9 @@ func (r *runner) publish() {
 	r.n.registry.Store(next)
 	for _, e := range changed {
 		r.n.caller.Update(e.service.Name, e.endpoint)
+		for _, other := range r.n.runners[1:] {
+			other.post(&shard.ServiceBack{Name: e.service.Name})
+		}
 	}
 }
 
@@ -62,6 +69,41 @@ func (n *Node) endpoint(v *txn.Service) rm.Endpoint {
 		PrepareTimeout: time.Duration(v.PrepareTimeoutMs) * time.Millisecond,
 		FinishTimeout:  time.Duration(v.FinishTimeoutMs) * time.Millisecond,
 	}
+}
+
+// split divides a folded set between the home of a transaction and the other shards.
+func (n *Node) split(reg *registry, home uint32, set []lock.Need) (here []lock.Need, foreign []txn.LockPart) {
+	if n.cfg.Shards == 1 {
+		return set, nil
+	}
+	for _, p := range txn.SplitLocks(set, reg.partitions, n.cfg.Shards) {
+		if p.Shard == home {
+			here = p.Needs
+		} else {
+			foreign = append(foreign, p)
+		}
+	}
+	return here, foreign
+}
+
+func (reg *registry) partitions(service string) uint32 {
+	if e := reg.byName[service]; e != nil {
+		return e.service.Partitions
+	}
+	return 1
+}
+
+// nearby is the id, with its home where the first of the keys is kept: a transaction
+// that finds all its locks at home needs no message between shards.
+func (n *Node) nearby(id txnid.ID, op *Operation) txnid.ID {
+	if n.cfg.Shards == 1 {
+		return id
+	}
+	segment := ""
+	if len(op.Locks) > 0 {
+		segment, _, _ = strings.Cut(op.Locks[0].Key, "/")
+	}
+	return id.At(txn.LockShard(op.Service, segment, n.registry.Load().partitions(op.Service), n.cfg.Shards), n.cfg.Shards)
 }
 
 func (reg *registry) names() []string {

@@ -179,6 +179,10 @@ func (r *runner) act() {
 				r.fail(replog.ErrNotAppended)
 			}
 		}
+		for i := range rd.Messages {
+			m := rd.Messages[i]
+			r.n.runners[m.To].post(&m)
+		}
 		for i := range rd.Replies {
 			r.answer(&rd.Replies[i])
 		}
@@ -199,6 +203,15 @@ func (r *runner) act() {
 		}
 	}
 	r.report()
+}
+
+// post hands over a message of another shard. One that finds no room is lost, as it may
+// be on a network: it is sent again.
+func (r *runner) post(ev shard.Event) {
+	select {
+	case r.inbox <- request{ev: ev}:
+	default:
+	}
 }
 
 func (r *runner) report() {

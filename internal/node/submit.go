@@ -21,6 +21,8 @@ func (n *Node) Submit(ctx context.Context, s Submission) (Transaction, error) {
 		if id, err = parseID(s.ID); err != nil {
 			return Transaction{}, err
 		}
+	} else if len(s.Operations) > 0 {
+		id = n.nearby(id, &s.Operations[0])
 	}
 	// A registry copy can be outdated by the time the record is applied: the shard
 	// then refuses it, stores nothing, and the request is computed anew.
@@ -139,7 +141,7 @@ func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begi
 		b.Branches[i].Digest = payloadDigest(b.Branches[i].Ops)
 	}
 	b.OnePhase = len(b.Branches) == 1 && only.Capabilities&txn.OnePhase != 0
-	b.Locks = lock.Fold(needs)
+	b.Locks, b.Foreign = n.split(reg, id.Shard(n.cfg.Shards), lock.Fold(needs))
 	return b, waitMode(s.Wait, isolated), nil
 }
 
@@ -394,21 +396,31 @@ func (n *Node) Services(ctx context.Context) ([]Service, error) {
 
 func (n *Node) describe(ctx context.Context, names []string) ([]Service, error) {
 	var list []Service
-	leading := false
-	err := n.runners[0].run(ctx, func(sh *shard.Shard) {
-		if leading = sh.Leading(); !leading {
-			return
-		}
-		for _, name := range names {
-			if v := sh.State().Service(name); v != nil {
-				list = append(list, describeService(&shard.ServiceView{Service: *v, Open: sh.State().OpenAt(name)}))
+	for i, r := range n.runners {
+		leading := false
+		err := r.run(ctx, func(sh *shard.Shard) {
+			if leading = sh.Leading(); !leading {
+				return
 			}
+			if i == 0 { // the registry
+				for _, name := range names {
+					if v := sh.State().Service(name); v != nil {
+						list = append(list, describeService(&shard.ServiceView{Service: *v}))
+					}
+				}
+			}
+			for j := range list {
+				list[j].OpenTransactions += sh.State().OpenAt(list[j].Name)
+			}
+		})
+		if err == nil && !leading {
+			err = notReady("services")
 		}
-	})
-	if err == nil && !leading {
-		err = notReady("services")
+		if err != nil {
+			return nil, err
+		}
 	}
-	return list, err
+	return list, nil
 }
 
 // notReady: what is here is old, until the log was read to its end.

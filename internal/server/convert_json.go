@@ -58,7 +58,7 @@ func serviceJSON(s *node.Service) Service {
 			FinishTimeout:  Duration{s.FinishTimeout, true},
 		},
 		Generation: s.Generation, State: s.State, OpenTransactions: uint32(s.OpenTransactions),
-		RegisteredAt: Time{s.Registered}, UpdatedAt: Time{s.Updated},
+		RegisteredAt: Time{s.Registered}, UpdatedAt: Time{s.Updated}, LockPartitions: s.LockPartitions,
 	}
 }
 

@@ -110,7 +110,7 @@ func putServiceBody(m *assentv1.PutServiceRequest) (*PutServiceBody, error) {
 	}
 	b := &PutServiceBody{
 		HTTP:      HTTPEndpoints{Prepare: h.GetPrepare(), Commit: h.GetCommit(), Rollback: h.GetRollback(), Status: h.GetStatus(), Execute: h.GetExecute()},
-		Resources: m.GetResources(), RequireKeys: m.GetRequireKeys(),
+		Resources: m.GetResources(), RequireKeys: m.GetRequireKeys(), LockPartitions: m.GetLockPartitions(),
 	}
 	var err error
 	if b.Isolation, err = isolations.read(m.GetIsolation(), "isolation"); err != nil {
@@ -190,7 +190,7 @@ func serviceProto(s *node.Service) *assentv1.Service {
 			MaxInFlight: uint32(s.MaxInFlight), PrepareTimeout: durationpb.New(s.PrepareTimeout), FinishTimeout: durationpb.New(s.FinishTimeout),
 		},
 		Generation: s.Generation, State: serviceStates.values[s.State], OpenTransactions: uint32(s.OpenTransactions),
-		RegisteredAt: timestamp(s.Registered), UpdatedAt: timestamp(s.Updated),
+		RegisteredAt: timestamp(s.Registered), UpdatedAt: timestamp(s.Updated), LockPartitions: s.LockPartitions,
 	}
 	for _, c := range s.Capabilities {
 		out.Capabilities = append(out.Capabilities, capabilities.values[c])

@@ -99,11 +99,18 @@ func parseWait(s string) (node.WaitMode, error) {
 	return 0, inField(notOneOf(s, "decided", "completed", "none"), "wait")
 }
 
+// txnMaxPartitions is the limit of shards, which a service's keys can be spread over.
+const txnMaxPartitions = 1024
+
 // serviceSpec checks a registration and makes it the coordinator's.
 func (l *Limits) serviceSpec(name string, b *PutServiceBody) (node.ServiceSpec, error) {
 	s := node.ServiceSpec{
 		Name: name, PrepareURL: b.HTTP.Prepare, CommitURL: b.HTTP.Commit, RollbackURL: b.HTTP.Rollback, StatusURL: b.HTTP.Status, ExecuteURL: b.HTTP.Execute,
-		Resources: b.Resources, Capabilities: b.Capabilities, Isolation: b.Isolation, RequireKeys: b.RequireKeys,
+		Resources: b.Resources, Capabilities: b.Capabilities, Isolation: b.Isolation, RequireKeys: b.RequireKeys, LockPartitions: b.LockPartitions,
+	}
+	if b.LockPartitions > txnMaxPartitions {
+		return s, inField(limited(reason.New(reason.InvalidService, "name at most as many as there are shards", "%d partitions; at most %d are accepted", b.LockPartitions, txnMaxPartitions),
+			"lock_partitions", txnMaxPartitions), "lock_partitions")
 	}
 	if err := checkServiceName(name); err != nil {
 		return s, inField(err, "name")

@@ -110,6 +110,8 @@ type PutServiceBody struct {
 	Isolation    string        `json:"isolation,omitzero"`
 	RequireKeys  bool          `json:"require_keys,omitzero"`
 	Limits       ServiceLimits `json:"limits,omitzero"`
+
+	LockPartitions uint32 `json:"lock_partitions,omitzero"` // 0: 1
 }
 
 // HTTPEndpoints are the callbacks of a service.
@@ -197,6 +199,7 @@ type Service struct {
 	OpenTransactions uint32        `json:"open_transactions"`
 	RegisteredAt     Time          `json:"registered_at,omitzero"`
 	UpdatedAt        Time          `json:"updated_at,omitzero"`
+	LockPartitions   uint32        `json:"lock_partitions"`
 }
 
 // ServiceList is every registered service.

@@ -38,7 +38,7 @@ func (s *State) applyPutService(v *Service) {
 		v.Generation = s.nextGen
 	} else {
 		v.RegisteredMs, v.Generation, v.Draining = old.RegisteredMs, old.Generation, old.Draining
-		if old.Isolated != v.Isolated || old.Capabilities != v.Capabilities || old.Partitions != v.Partitions {
+		if old.Isolated != v.Isolated || old.Capabilities != v.Capabilities || max(old.Partitions, 1) != max(v.Partitions, 1) {
 			switch {
 			case old.Draining:
 				refuse(reason.ServiceDraining)

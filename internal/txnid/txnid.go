@@ -29,6 +29,16 @@ func New(unixMs uint64, random [10]byte) ID {
 	return id
 }
 
+// At is the id with a home in that shard: rand_a is changed as little as that takes.
+func (id ID) At(shard, shards uint32) ID {
+	a := uint32(id[6]&0x0f)<<8 | uint32(id[7])
+	if a = a - a%shards + shard; a > 0xfff {
+		a -= shards
+	}
+	id[6], id[7] = 0x70|byte(a>>8), byte(a)
+	return id
+}
+
 // Floor is the least id of a millisecond: every id with an earlier timestamp is below it.
 func Floor(unixMs uint64) ID { return New(unixMs, [10]byte{}) }
 

@@ -2626,9 +2626,12 @@ type PutServiceRequest struct {
 	// Refuse operations that declare no key.
 	RequireKeys bool `protobuf:"varint,6,opt,name=require_keys,proto3" json:"require_keys,omitempty"`
 	// Absent: the server's defaults.
-	Limits        *ServiceLimits `protobuf:"bytes,7,opt,name=limits,proto3" json:"limits,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Limits *ServiceLimits `protobuf:"bytes,7,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Shards that share the locks of its keys, by the first segment of a key: 1 to 1024.
+	// Absent: 1. A lock on the whole service is taken in each.
+	LockPartitions uint32 `protobuf:"varint,8,opt,name=lock_partitions,proto3" json:"lock_partitions,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PutServiceRequest) Reset() {
@@ -2708,6 +2711,13 @@ func (x *PutServiceRequest) GetLimits() *ServiceLimits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *PutServiceRequest) GetLockPartitions() uint32 {
+	if x != nil {
+		return x.LockPartitions
+	}
+	return 0
 }
 
 // HTTP callbacks of a service: absolute http or https URLs without user
@@ -2883,9 +2893,11 @@ type Service struct {
 	// When this generation was registered.
 	RegisteredAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=registered_at,proto3" json:"registered_at,omitempty"`
 	// When its registration was last replaced.
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=updated_at,proto3" json:"updated_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=updated_at,proto3" json:"updated_at,omitempty"`
+	// Shards that share the locks of its keys.
+	LockPartitions uint32 `protobuf:"varint,13,opt,name=lock_partitions,proto3" json:"lock_partitions,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -3000,6 +3012,13 @@ func (x *Service) GetUpdatedAt() *timestamppb.Timestamp {
 		return x.UpdatedAt
 	}
 	return nil
+}
+
+func (x *Service) GetLockPartitions() uint32 {
+	if x != nil {
+		return x.LockPartitions
+	}
+	return 0
 }
 
 // Names one service.
@@ -3330,7 +3349,7 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\bLockWait\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x10\n" +
-	"\x03for\x18\x03 \x03(\tR\x03for\"\xb8\x02\n" +
+	"\x03for\x18\x03 \x03(\tR\x03for\"\xe2\x02\n" +
 	"\x11PutServiceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x04http\x18\x02 \x01(\v2\x18.assent.v1.HttpEndpointsR\x04http\x12\x1c\n" +
@@ -3338,7 +3357,8 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\fcapabilities\x18\x04 \x03(\x0e2\x15.assent.v1.CapabilityR\fcapabilities\x122\n" +
 	"\tisolation\x18\x05 \x01(\x0e2\x14.assent.v1.IsolationR\tisolation\x12\"\n" +
 	"\frequire_keys\x18\x06 \x01(\bR\frequire_keys\x120\n" +
-	"\x06limits\x18\a \x01(\v2\x18.assent.v1.ServiceLimitsR\x06limits\"\x8f\x01\n" +
+	"\x06limits\x18\a \x01(\v2\x18.assent.v1.ServiceLimitsR\x06limits\x12(\n" +
+	"\x0flock_partitions\x18\b \x01(\rR\x0flock_partitions\"\x8f\x01\n" +
 	"\rHttpEndpoints\x12\x18\n" +
 	"\aprepare\x18\x01 \x01(\tR\aprepare\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x1a\n" +
@@ -3348,7 +3368,7 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\rServiceLimits\x12$\n" +
 	"\rmax_in_flight\x18\x01 \x01(\rR\rmax_in_flight\x12C\n" +
 	"\x0fprepare_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0fprepare_timeout\x12A\n" +
-	"\x0efinish_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0efinish_timeout\"\xa9\x04\n" +
+	"\x0efinish_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0efinish_timeout\"\xd3\x04\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x04http\x18\x02 \x01(\v2\x18.assent.v1.HttpEndpointsR\x04http\x12\x1c\n" +
@@ -3366,7 +3386,8 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\rregistered_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\rregistered_at\x12:\n" +
 	"\n" +
 	"updated_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updated_at\"'\n" +
+	"updated_at\x12(\n" +
+	"\x0flock_partitions\x18\r \x01(\rR\x0flock_partitions\"'\n" +
 	"\x11GetServiceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
 	"\x13ListServicesRequest\"F\n" +
