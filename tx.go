@@ -92,7 +92,11 @@ type Tx struct {
 func (tx *Tx) ID() string { return tx.id }
 
 func (c *Client) begin(ctx context.Context, retryOf string, o *options) (*Tx, error) {
-	body := map[string]string{"id": NewID(), "idle_timeout": o.idle.String()}
+	id := NewID()
+	if retryOf != "" { // its home is where the record is that has the age: in the three digits behind the version
+		id = id[:15] + retryOf[15:18] + id[18:]
+	}
+	body := map[string]string{"id": id, "idle_timeout": o.idle.String()}
 	if o.timeout > 0 {
 		body["timeout"] = o.timeout.String()
 	}

@@ -79,6 +79,7 @@ type history struct {
 	names    []string
 	locks    bool // off: a planted bug
 	whole    bool // submit transactions as a whole: an open branch would hold all of an SQLite database
+	mixed    bool // submit every third as a whole
 	check.Recorder
 	values  atomic.Int64
 	process atomic.Int64
@@ -121,7 +122,7 @@ func (h *history) clients(ctx context.Context, t *testing.T, n int) {
 func (h *history) transaction(ctx context.Context, process int, mops []check.Mop) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if h.whole {
+	if h.whole || h.mixed && rand.IntN(3) == 0 {
 		return h.submit(ctx, process, mops)
 	}
 	tries := 0
@@ -268,10 +269,14 @@ func (h *history) judge(t *testing.T) []check.Anomaly {
 // locks that exclude nobody the same clients are convicted.
 func TestHistories(t *testing.T) {
 	binary := build(t)
-	for _, locks := range []bool{true, false} {
-		t.Run(fmt.Sprintf("services, locks=%t", locks), func(t *testing.T) {
+	for _, c := range []struct {
+		locks                     bool
+		shards, shardsForDatabase string
+	}{{true, "3", "2"}, {true, "1", ""}, {false, "1", "1"}} {
+		locks := c.locks
+		t.Run(fmt.Sprintf("services, shards=%s, locks=%t", c.shards, locks), func(t *testing.T) {
 			dir := t.TempDir()
-			proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"))
+			proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"), "--shards", c.shards)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -289,27 +294,12 @@ func TestHistories(t *testing.T) {
 			}
 			h.run(t, proc, binary, services, kill)
 		})
-		t.Run(fmt.Sprintf("PostgreSQL, locks=%t", locks), func(t *testing.T) {
-			dir := t.TempDir()
-			h := &history{locks: locks, services: map[string]listService{"a": onPostgres{}, "b": onPostgres{}}, names: []string{"a", "b"}}
-			var servers []*pgtest.Cluster
-			config := "agents:\n"
-			for _, name := range h.names {
-				s := pgtest.Start(t)
-				if err := s.SQL(t.Context(), "postgres", "CREATE TABLE item (n bigserial PRIMARY KEY, key text NOT NULL, value bigint NOT NULL)"); err != nil {
-					t.Fatal(err)
-				}
-				config += fmt.Sprintf("  - postgres:\n      service: %s\n      dsn: %q\n      isolation: read committed\n      sweep-interval: 1s\n      orphan-after: 2s\n", name, s.DSN("postgres"))
-				servers = append(servers, s)
-			}
-			file := filepath.Join(dir, "assent.yaml")
-			if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"), "--config", file)
-			if err != nil {
-				t.Fatal(err)
-			}
+		if c.shardsForDatabase == "" {
+			continue
+		}
+		t.Run(fmt.Sprintf("PostgreSQL, shards=%s, locks=%t", c.shardsForDatabase, locks), func(t *testing.T) {
+			h, servers, proc := listsInPostgres(t, binary, c.shardsForDatabase)
+			h.locks = locks
 			var kill []func()
 			for _, s := range servers {
 				kill = append(kill, func() {
@@ -320,19 +310,118 @@ func TestHistories(t *testing.T) {
 				})
 			}
 			h.run(t, proc, binary, nil, kill)
-			for _, s := range servers {
-				var left string
-				for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-					if left, err = s.Query(t.Context(), "postgres", "SELECT gid FROM pg_prepared_xacts"); err == nil && left == "" || time.Now().After(end) {
-						break
-					}
-				}
-				if err != nil || left != "" {
-					t.Errorf("left prepared: %q, %v", left, err)
-				}
-			}
+			nothingPrepared(t, servers)
 		})
 	}
+}
+
+// listsInPostgres are two servers with lists, behind agents in the coordinator's process.
+func listsInPostgres(t *testing.T, binary, shards string) (*history, []*pgtest.Cluster, *serveproc.Process) {
+	t.Helper()
+	dir := t.TempDir()
+	h := &history{locks: true, services: map[string]listService{"a": onPostgres{}, "b": onPostgres{}}, names: []string{"a", "b"}}
+	var servers []*pgtest.Cluster
+	config := "agents:\n"
+	for _, name := range h.names {
+		s := pgtest.Start(t)
+		if err := s.SQL(t.Context(), "postgres", "CREATE TABLE item (n bigserial PRIMARY KEY, key text NOT NULL, value bigint NOT NULL)"); err != nil {
+			t.Fatal(err)
+		}
+		config += fmt.Sprintf("  - postgres:\n      service: %s\n      dsn: %q\n      isolation: read committed\n      sweep-interval: 1s\n      orphan-after: 2s\n", name, s.DSN("postgres"))
+		servers = append(servers, s)
+	}
+	file := filepath.Join(dir, "assent.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"), "--config", file, "--shards", shards)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, servers, proc
+}
+
+func nothingPrepared(t *testing.T, servers []*pgtest.Cluster) {
+	t.Helper()
+	for _, s := range servers {
+		var left string
+		var err error
+		for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+			if left, err = s.Query(t.Context(), "postgres", "SELECT gid FROM pg_prepared_xacts"); err == nil && left == "" || time.Now().After(end) {
+				break
+			}
+		}
+		if err != nil || left != "" {
+			t.Errorf("left prepared: %q, %v", left, err)
+		}
+	}
+}
+
+// TestKillAtEveryStep: the coordinator kills itself before and after every record and
+// call of interactive transactions, and of locks over several shards, under load. What
+// the clients were told is strictly serializable, and nothing is left.
+func TestKillAtEveryStep(t *testing.T) {
+	h, servers, proc := listsInPostgres(t, build(t), "3")
+	h.mixed = true
+	t.Cleanup(proc.Kill)
+	client, err := assent.New(assent.Config{Endpoints: []string{proc.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.client = client
+	defer client.Close()
+	var points []string
+	for _, kind := range []string{"OPEN", "ENLIST", "SEAL", "CLAIM", "LOCKED", "YIELD", "RELEASE"} {
+		for _, stage := range []string{"before-append", "after-apply", "after-append"} {
+			points = append(points, stage+":"+kind)
+		}
+	}
+	points = append(points, "before-call:execute", "after-call:execute")
+	for round := range *rounds {
+		for i, point := range points {
+			t.Run(fmt.Sprintf("%s/%d", point, round), func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				if err := proc.Launch(fmt.Sprintf("ASSENT_FAILPOINT=%s@%d", point, 1+(i+round*7)%5)); err != nil {
+					t.Fatal(err)
+				}
+				load, stop := context.WithCancel(ctx)
+				var running sync.WaitGroup
+				running.Go(func() { h.clients(load, t, 6) })
+				select {
+				case <-proc.Exited():
+				case <-ctx.Done():
+					t.Errorf("%s was never reached; %d transactions committed", point, h.done.Load())
+				}
+				proc.Kill()
+				if err := proc.Start(ctx); err != nil {
+					t.Error(err)
+				}
+				for before := h.done.Load(); h.done.Load() < before+10 && ctx.Err() == nil; {
+					time.Sleep(5 * time.Millisecond)
+				}
+				stop()
+				running.Wait()
+				if err := proc.Settled(ctx); err != nil {
+					t.Error(err)
+				}
+				proc.Kill()
+			})
+			if t.Failed() {
+				return
+			}
+		}
+	}
+	if err := proc.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range h.judge(t) {
+		t.Errorf("%s: %s", a.Kind, a.Text)
+	}
+	if err := proc.Settled(t.Context()); err != nil {
+		t.Error(err)
+	}
+	nothingPrepared(t, servers)
 }
 
 // run runs clients while somebody is killed again and again; without locks nobody needs
