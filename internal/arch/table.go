@@ -40,8 +40,10 @@ var Table = map[string]Package{
 	"internal/arch":         {Ring: Quiet},
 	"internal/config":       {Ring: Quiet, Imports: []string{"internal/reason"}},
 	"internal/check":        {Ring: Quiet},
+	"internal/check/linear": {Ring: Quiet},
+	"internal/check/replay": {Ring: Quiet, Imports: []string{"internal/check"}},
 	"internal/sim":          {Ring: Quiet, Imports: []string{"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
-	"internal/sim/sessions": {Ring: Quiet, Imports: []string{"internal/check", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason"}},
+	"internal/sim/sessions": {Ring: Quiet, Imports: []string{"internal/check", "internal/check/linear", "internal/check/replay", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason"}},
 	"internal/sim/exhaust":  {Ring: Quiet, Imports: []string{"internal/sim", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 
 	"internal/replog":    {Ring: Edge, Imports: []string{"internal/failpoint", "internal/mutant"}},
@@ -64,7 +66,7 @@ var Table = map[string]Package{
 	"internal/ledger":    {Ring: Edge, Imports: []string{"internal/txnid", "participant"}},
 	"internal/pgtest":    {Ring: Edge},
 	"internal/serveproc": {Ring: Edge, Imports: []string{"internal/txnid"}},
-	"internal/e2e":       {Ring: Edge, Imports: []string{".", "internal/check", "internal/ledger", "internal/serveproc", "internal/bench", "internal/pgtest"}},
+	"internal/e2e":       {Ring: Edge, Imports: []string{".", "internal/check", "internal/check/linear", "internal/check/replay", "internal/ledger", "internal/serveproc", "internal/bench", "internal/pgtest"}},
 	"internal/bench":     {Ring: Edge, Imports: []string{"internal/replog", "internal/serveproc", "internal/txnid"}},
 
 	"cmd/assent":      {Ring: Edge, Imports: []string{"..."}},
@@ -84,6 +86,7 @@ var Libraries = map[string][]string{
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
 	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "participant", ".", "cmd/assent"},
+	"github.com/anishathalye/porcupine":   {"internal/check/linear"},
 	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
 }
 

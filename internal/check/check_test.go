@@ -38,13 +38,13 @@ func parse(t testing.TB, text string) (events []Event, expect []string) {
 		mops := parseMops(t, strings.Join(words[2:], " "))
 		switch words[1] {
 		case "begins":
-			events = append(events, Event{p, Invoked, bare(mops)})
+			events = append(events, Event{Process: p, Status: Invoked, Mops: bare(mops)})
 		case "does":
-			events = append(events, Event{p, Invoked, bare(mops)}, Event{p, Committed, mops})
+			events = append(events, Event{Process: p, Status: Invoked, Mops: bare(mops)}, Event{Process: p, Status: Committed, Mops: mops})
 		case "ok":
-			events = append(events, Event{p, Committed, mops})
+			events = append(events, Event{Process: p, Status: Committed, Mops: mops})
 		case "fail", "info":
-			events = append(events, Event{p, Status(words[1]), nil})
+			events = append(events, Event{Process: p, Status: Status(words[1]), Mops: nil})
 		default:
 			t.Fatalf("%q", line)
 		}

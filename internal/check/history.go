@@ -33,10 +33,12 @@ type Event struct {
 	Process int    `json:"process"`
 	Status  Status `json:"status"`
 	Mops    []Mop  `json:"mops,omitempty"`
+	ID      string `json:"id,omitempty"` // of the transaction at its coordinator, with Invoked; may be empty
 }
 
 // Txn is a transaction as its client saw it.
 type Txn struct {
+	ID       string // at its coordinator; may be empty
 	Process  int
 	Status   Status
 	Mops     []Mop
@@ -63,7 +65,7 @@ func Pair(events []Event) ([]Txn, error) {
 			return nil, fmt.Errorf("%w: event %d: process %d begins while its last one is open", ErrHistory, i, e.Process)
 		case e.Status == Invoked:
 			open[e.Process] = len(txns)
-			txns = append(txns, Txn{Process: e.Process, Status: Unknown, Mops: e.Mops, Invoked: i, Answered: endless})
+			txns = append(txns, Txn{ID: e.ID, Process: e.Process, Status: Unknown, Mops: e.Mops, Invoked: i, Answered: endless})
 			for _, m := range e.Mops {
 				v := version{m.Key, m.Value}
 				if m.Append && (m.Value <= 0 || appended[v]) {
@@ -114,14 +116,20 @@ type Recorder struct {
 
 // Begin records that a process begins a transaction; what its reads return is not
 // known yet.
-func (r *Recorder) Begin(process int, mops []Mop) { r.add(Event{process, Invoked, bare(mops)}) }
+func (r *Recorder) Begin(process int, mops []Mop) { r.BeginAs(process, "", mops) }
+
+// BeginAs is Begin of a transaction with an id, by which the coordinator's record of it
+// can be found.
+func (r *Recorder) BeginAs(process int, id string, mops []Mop) {
+	r.add(Event{Process: process, Status: Invoked, Mops: bare(mops), ID: id})
+}
 
 // End records the outcome that a client was told, with what was read.
 func (r *Recorder) End(process int, outcome Status, mops []Mop) {
 	if outcome != Committed {
 		mops = nil
 	}
-	r.add(Event{process, outcome, mops})
+	r.add(Event{Process: process, Status: outcome, Mops: mops})
 }
 
 func (r *Recorder) add(e Event) {

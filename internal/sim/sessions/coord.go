@@ -1,6 +1,7 @@
 package sessions
 
 import (
+	"github.com/assent-tx/assent/internal/check/replay"
 	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txn"
 )
@@ -157,6 +158,7 @@ func (c *coord) append(r record) {
 		case txn.EffectDecided:
 			w.mix(e.Txn.DecidedMs)
 			if e.Txn.Abort == nil {
+				w.decided = append(w.decided, replay.Decision{ID: e.Txn.ID.String(), Rank: uint64(len(w.decided))})
 				break
 			}
 			switch e.Txn.Abort.Reason {

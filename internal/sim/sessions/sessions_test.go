@@ -21,6 +21,9 @@ func TestSessions(t *testing.T) {
 		for _, a := range r.Anomalies {
 			t.Fatalf("seed %d: %s: %s", seed, a.Kind, a.Text)
 		}
+		for _, wrong := range r.Replay {
+			t.Fatalf("seed %d: %s", seed, wrong)
+		}
 		sum.Committed += r.Committed
 		sum.Aborted += r.Aborted
 		sum.Unknown += r.Unknown
@@ -54,8 +57,8 @@ func TestSessions(t *testing.T) {
 func TestWithoutFaults(t *testing.T) {
 	for seed := range uint64(max(30, *seeds/5)) {
 		r, err := Run(seed, Options{Transactions: 200, Clients: 12, Services: 2, Keys: 2})
-		if err != nil || len(r.Anomalies) > 0 {
-			t.Fatal(seed, err, r.Anomalies)
+		if err != nil || len(r.Anomalies) > 0 || len(r.Replay) > 0 {
+			t.Fatal(seed, err, r.Anomalies, r.Replay)
 		}
 		if r.TimedOut > 0 || r.Committed == 0 {
 			t.Errorf("seed %d: %d waited for a lock until their timeout, %d committed", seed, r.TimedOut, r.Committed)
@@ -74,18 +77,22 @@ func TestSameSeed(t *testing.T) {
 	}
 }
 
-// TestWithoutLocks: with locks that exclude nobody, histories are convicted.
+// TestWithoutLocks: with locks that exclude nobody, histories are convicted, and
+// replays, by each for itself.
 func TestWithoutLocks(t *testing.T) {
 	opt := DefaultOptions()
 	opt.LocksOff = true
-	guilty := 0
-	for seed := range uint64(10) {
+	guilty, differs := 0, 0
+	for seed := range uint64(20) {
 		r, err := Run(seed, opt)
-		if err != nil || len(r.Anomalies) > 0 {
-			guilty++
+		if err != nil {
+			t.Fatal(err)
 		}
+		guilty += min(1, len(r.Anomalies))
+		differs += min(1, len(r.Replay))
 	}
-	if guilty < 9 {
-		t.Errorf("only %d of 10 histories without locks were convicted", guilty)
+	if guilty < 18 || differs < 18 {
+		t.Errorf("of 20 histories without locks %d were convicted, and %d replays", guilty, differs)
 	}
+	t.Logf("of 20 histories without locks %d were convicted, and %d replays", guilty, differs)
 }

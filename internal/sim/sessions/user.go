@@ -81,7 +81,7 @@ func (u *user) begin(again []check.Mop) {
 		}
 	}
 	u.step, u.results, u.tries = 0, make([][]byte, n), 0
-	w.history.Begin(u.process, u.mops)
+	w.history.BeginAs(u.process, u.id.String(), u.mops)
 	if w.rng.IntN(3) == 0 {
 		u.submit()
 		return

@@ -4,8 +4,10 @@
 // delays. One thread, virtual time, one seed.
 //
 // Transactions append to lists and read lists. What they were told must be strictly
-// serializable (internal/check); afterwards every transaction has ended, no lock is
-// held, and the lists hold exactly what was committed. With several shards, each has its
+// serializable (internal/check), and come out again when the committed ones are replayed
+// in the order of their decisions (internal/check/replay): with several shards the order
+// in which they became durable, since locks are kept until then. Afterwards every
+// transaction has ended, no lock is held, and the lists hold exactly what was committed. With several shards, each has its
 // own log and crashes alone, and the messages between them are lost, doubled and late.
 package sessions
 
@@ -15,6 +17,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/assent-tx/assent/internal/check"
+	"github.com/assent-tx/assent/internal/check/replay"
 	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txnid"
 )
@@ -48,7 +51,8 @@ type Report struct {
 	TimedOut                          int // waited for a lock until the timeout
 	Wounded, Yielded, Spread          int // gave way to an elder, at another shard; transactions with locks at several shards
 	Anomalies                         []check.Anomaly
-	Trace                             uint64 // equal for equal seeds
+	Replay                            []string // what differs when the committed are replayed as they were decided
+	Trace                             uint64   // equal for equal seeds
 }
 
 type event struct {
@@ -93,6 +97,7 @@ type world struct {
 	lastToken shard.Token
 	lastID    uint64
 	history   check.Recorder
+	decided   []replay.Decision // commits in the order in which they became durable, of all shards
 	values    int64
 	budget    int
 }
@@ -243,4 +248,18 @@ func (w *world) audit() {
 		}
 	}
 	w.report.Anomalies = check.Check(txns, check.StrictSerializable)
+	w.report.Replay = replay.Run(w.decided, txns, w.lists())
+}
+
+// lists is what the participants hold.
+func (w *world) lists() map[string][]int64 {
+	lists := map[string][]int64{}
+	for _, p := range w.parts {
+		for key, items := range p.items { // order does not matter: each key by itself
+			for _, i := range items {
+				lists[key] = append(lists[key], i.value)
+			}
+		}
+	}
+	return lists
 }
