@@ -51,7 +51,8 @@ const (
 	kindRelease
 	kindDrainHere
 	kindPutPartitioned
-	kindEnd // no record: one past the last
+
+	lastKind = kindPutPartitioned
 )
 
 // ErrFormat is wrapped by every decoding error: the replica must halt.

@@ -19,7 +19,7 @@ func Describe(entry []byte) ([]string, error) {
 	var lines []string
 	for len(r.b) > 0 {
 		k := kind(r.byte())
-		if k < kindBoot || k >= kindEnd {
+		if k < kindBoot || k > lastKind {
 			return lines, fmt.Errorf("%w: record kind %d", ErrFormat, k)
 		}
 		subject := r.describe(k)

@@ -446,7 +446,7 @@ func (r *reader) claim() *ClaimCmd {
 }
 
 func (s *State) applyForeign(k kind, r *reader) {
-	switch k {
+	switch k { //nolint:exhaustive // applyOne hands over these kinds and no others
 	case kindLocked:
 		if c := (Locked{ID: r.id(), Shard: r.uint32("shard"), Request: r.uint32("request"), Token: r.uint()}); r.err == nil {
 			s.applyLocked(c)
