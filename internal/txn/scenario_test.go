@@ -336,26 +336,28 @@ func indices(s string) (list []uint32) {
 	return list
 }
 
-// TestRestoreReadsTheFirstRelease: a snapshot of a version without interactive
-// transactions, with what was open, ended, and hazardous then.
-func TestRestoreReadsTheFirstRelease(t *testing.T) {
-	old, err := os.ReadFile("testdata/golden/snapshot-v1.bin")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := os.ReadFile("testdata/golden/snapshot-v1.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	st, err := Restore(0, 1, old)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if st.String() != string(want) {
-		t.Errorf("got\n%s\nwant\n%s", st, want)
-	}
-	again, err := Restore(0, 1, snapshotOf(st))
-	if err != nil || again.Hash() != st.Hash() {
-		t.Errorf("and on from there: %v", err)
+// TestRestoreReadsEarlierVersions: snapshots of versions without interactive transactions,
+// and without locks over several shards, with what was open, ended, and hazardous then.
+func TestRestoreReadsEarlierVersions(t *testing.T) {
+	for _, version := range []string{"v1", "v2"} {
+		old, err := os.ReadFile("testdata/golden/snapshot-" + version + ".bin")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile("testdata/golden/snapshot-" + version + ".txt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := Restore(0, 1, old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.String() != string(want) || st.Level() != 0 {
+			t.Errorf("%s: got\n%s\nwant\n%s", version, st, want)
+		}
+		again, err := Restore(0, 1, snapshotOf(st))
+		if err != nil || again.Hash() != st.Hash() {
+			t.Errorf("%s: and on from there: %v", version, err)
+		}
 	}
 }
