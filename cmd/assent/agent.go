@@ -100,7 +100,7 @@ func startAgent(ctx context.Context, c *config.AgentPostgres, registry *promethe
 	}
 	cfg := postgres.Config{
 		Service: c.Service, DSN: dsn, CoordinatorURL: c.Coordinator, BaseURL: base + "/assent",
-		Isolation: c.Isolation, MaxConns: c.MaxConnections, LockTimeout: c.LockTimeout, StatementTimeout: c.StatementTimeout,
+		Isolation: c.Isolation, MaxConns: c.MaxConnections, MaxOpenBranches: c.MaxOpenBranches, OpenIdle: c.OpenIdle, LockTimeout: c.LockTimeout, StatementTimeout: c.StatementTimeout,
 		RequireKeys: c.RequireKeys, Limits: participant.RegistrationLimits{MaxInFlight: c.MaxInFlight, PrepareTimeout: c.PrepareTimeout.String()},
 		SweepInterval: c.SweepInterval, OrphanAfter: c.OrphanAfter, WarnAfter: c.WarnAfter,
 		Logger: log, Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"service": c.Service}, registry),

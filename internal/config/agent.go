@@ -25,6 +25,8 @@ type AgentPostgres struct {
 
 	Isolation        string        `group:"database" enum:"serializable,repeatable read,read committed" default:"serializable" help:"Isolation of the branches' local transactions: serializable, repeatable read or read committed."`
 	MaxConnections   int           `group:"database" default:"32" help:"Connections to the database at one time."`
+	MaxOpenBranches  int           `group:"database" default:"0" help:"Branches whose statements run before their prepare, at one time, each on a connection of its own: at most half of --max-connections (default: that half)."`
+	OpenIdle         time.Duration `group:"database" default:"30s" help:"Time without a call after which such a branch is rolled back; keep it above the idle timeout of interactive transactions."`
 	LockTimeout      time.Duration `group:"database" default:"1s" help:"Wait for a lock in the database; then the branch votes no. Keep it below --prepare-timeout."`
 	StatementTimeout time.Duration `group:"database" default:"2s" help:"Time of one statement; then the branch votes no."`
 
@@ -43,6 +45,22 @@ var AgentGroups = kong.Groups{
 	"registration": "Registration",
 	"orphans":      "Prepared transactions that are left",
 }
+
+// Validate is called by kong.
+func (a *AgentPostgres) Validate() error {
+	switch half := max(a.MaxConnections/2, 1); {
+	case a.MaxConnections < 1:
+		return fmt.Errorf("--max-connections is %d: use 1 or more", a.MaxConnections)
+	case a.MaxOpenBranches < 0 || a.MaxOpenBranches > half:
+		return fmt.Errorf("--max-open-branches is %d: use 1 to %d, half of --max-connections, or 0 for that half; the other half prepares and ends branches", a.MaxOpenBranches, half)
+	case a.OpenIdle < minOpenIdle:
+		return fmt.Errorf("--open-idle is %s: use %s or more", a.OpenIdle, minOpenIdle)
+	}
+	return nil
+}
+
+// minOpenIdle is long enough for the calls of one transaction to follow each other.
+const minOpenIdle = 100 * time.Millisecond
 
 // maxDSNBytes bounds a DSN file.
 const maxDSNBytes = 8 << 10

@@ -87,7 +87,7 @@ func TestAgents(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := parse(t, "--data", "d", "--config", write(t, "agents:\n  - postgres:\n      service: bank\n      dsn-file: "+dsn+
-		"\n      max-connections: 7\n      isolation: read committed\n      require-keys: true\n  - postgres: {service: other, dsn: host=x, coordinator: 'http://c:1'}\n"))
+		"\n      max-connections: 7\n      max-open-branches: 2\n      open-idle: 1m\n      isolation: read committed\n      require-keys: true\n  - postgres: {service: other, dsn: host=x, coordinator: 'http://c:1'}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,10 +96,10 @@ func TestAgents(t *testing.T) {
 	}
 	one, two := &s.Agents[0], &s.Agents[1]
 	got, err := one.ReadDSN()
-	if err != nil || got != "postgres://a:b@h/d" || one.Service != "bank" || one.MaxConnections != 7 || one.Isolation != "read committed" || !one.RequireKeys || one.Coordinator != "" {
+	if err != nil || got != "postgres://a:b@h/d" || one.Service != "bank" || one.MaxConnections != 7 || one.MaxOpenBranches != 2 || one.OpenIdle != time.Minute || one.Isolation != "read committed" || !one.RequireKeys || one.Coordinator != "" {
 		t.Errorf("%+v, %v", one, err)
 	}
-	if got, err := two.ReadDSN(); err != nil || got != "host=x" || two.Coordinator != "http://c:1" || two.LockTimeout != time.Second {
+	if got, err := two.ReadDSN(); err != nil || got != "host=x" || two.Coordinator != "http://c:1" || two.LockTimeout != time.Second || two.MaxOpenBranches != 0 || two.OpenIdle != 30*time.Second {
 		t.Errorf("%+v, %v", two, err)
 	}
 }
@@ -164,6 +164,9 @@ func TestErrors(t *testing.T) {
 		{name: "agent without a database", file: "data: d\nagents:\n  - postgres:\n      service: bank\n", want: []string{"no database is named"}},
 		{name: "agent without a name", file: "data: d\nagents:\n  - postgres:\n      dsn: host=x\n", want: []string{"--service"}},
 		{name: "agent's bad value", file: "data: d\nagents:\n  - postgres:\n      service: bank\n      dsn: host=x\n      isolation: chaos\n", want: []string{"line 3", "--isolation"}},
+		{name: "more open branches than connections allow", file: "data: d\nagents:\n  - postgres: {service: bank, dsn: host=x, max-connections: 7, max-open-branches: 4}\n", want: []string{"line 3", "--max-open-branches is 4: use 1 to 3"}},
+		{name: "open branches that end at once", file: "data: d\nagents:\n  - postgres: {service: bank, dsn: host=x, open-idle: 1ms}\n", want: []string{"line 3", "--open-idle is 1ms: use 100ms"}},
+		{name: "an agent without connections", file: "data: d\nagents:\n  - postgres: {service: bank, dsn: host=x, max-connections: 0}\n", want: []string{"line 3", "--max-connections is 0"}},
 		{name: "no such file", args: []string{"--data", "d", "--config", "/nowhere/assent.yaml"}, want: []string{"--config", "/nowhere/assent.yaml"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
