@@ -45,6 +45,7 @@ lock-holder-only-wait        |$sim
 lock-holder-only-wait        |internal/lock|^TestScenarios$|-rapid.nofailfile
 lock-no-wound                |internal/sim/sessions|^TestWithoutFaults$|
 lock-no-wound                |internal/lock|^TestTableDoesWhatTheModelDoes$|-rapid.nofailfile
+lock-no-wound                |internal/lock|^TestScenarios$|-rapid.nofailfile
 lock-no-overtake-bound       |internal/lock|^TestScenarios$|-rapid.nofailfile
 lock-restore-drops-shared    |$sim
 lock-restore-drops-shared    |internal/lock|^TestRestoredTableGoesOnAlike$|-rapid.nofailfile

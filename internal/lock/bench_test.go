@@ -48,27 +48,64 @@ func BenchmarkFold(b *testing.B) {
 }
 
 // One exclusive key with 10,000 waiters: the holder leaves, the next is granted,
-// a new one joins at the end.
+// a new one joins at the end; with wound-wait, as it is used.
 func BenchmarkHotKey(b *testing.B) {
 	for _, waiters := range []int{10, 10_000} {
-		b.Run(fmt.Sprintf("waiters=%d", waiters), func(b *testing.B) {
+		b.Run(fmt.Sprintf("waiters=%d", waiters), func(b *testing.B) { hotKey(b, NewTable(), waiters) })
+		b.Run(fmt.Sprintf("waiters=%d/wound-wait", waiters), func(b *testing.B) {
 			table := NewTable()
-			set := Fold([]Need{{"s/hot", X}})
-			for i := range waiters + 1 {
-				table.Claim(benchID(i), uint64(i), set)
-			}
-			var woken []txnid.ID
-			next := waiters + 1
-			b.ReportAllocs()
-			for b.Loop() {
-				woken = table.Drop(benchID(next-waiters-1), woken[:0])
-				table.Claim(benchID(next), uint64(next), set)
-				next++
-			}
-			if len(woken) != 1 || table.Waiters() != waiters {
-				b.Fatalf("woke %d, %d wait", len(woken), table.Waiters())
-			}
+			table.WoundWait()
+			hotKey(b, table, waiters)
 		})
+	}
+}
+
+func hotKey(b *testing.B, table *Table, waiters int) {
+	may := func(txnid.ID) bool { return true }
+	set := Fold([]Need{{"s/hot", X}})
+	for i := range waiters + 1 {
+		table.Claim(benchID(i), uint64(i), set)
+	}
+	var woken []txnid.ID
+	next := waiters + 1
+	b.ReportAllocs()
+	for b.Loop() {
+		woken = table.Drop(benchID(next-waiters-1), woken[:0])
+		table.Claim(benchID(next), uint64(next), set)
+		if _, found := table.NextWound(may); found {
+			b.Fatal("nobody waits for a younger")
+		}
+		next++
+	}
+	if len(woken) != 1 || table.Waiters() != waiters {
+		b.Fatalf("woke %d, %d wait", len(woken), table.Waiters())
+	}
+}
+
+// An elder asks for all of a service that 10,000 younger claims write to: each gives way.
+func BenchmarkWoundMany(b *testing.B) {
+	const holders = 10_000
+	sets := make([][]Need, holders)
+	for i := range sets {
+		sets[i] = Fold([]Need{{fmt.Sprintf("s/%d", i), X}})
+	}
+	for b.Loop() {
+		table, gone := NewTable(), map[txnid.ID]bool{}
+		table.WoundWait()
+		for i, set := range sets {
+			table.Claim(benchID(i+1), uint64(i+1), set)
+		}
+		table.Claim(benchID(0), 0, []Need{{"s", X}})
+		for {
+			w, found := table.NextWound(func(id txnid.ID) bool { return !gone[id] })
+			if !found {
+				break
+			}
+			gone[w.For] = true
+		}
+		if len(gone) != holders {
+			b.Fatalf("%d of %d give way", len(gone), holders)
+		}
 	}
 }
 

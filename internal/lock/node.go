@@ -72,11 +72,12 @@ func (t *tally) remove(m Mode) {
 
 // A node is what is locked. It exists while somebody holds it or waits for it.
 type node struct {
-	key     string
-	holders list // in the order of their grants
-	queue   list // who is nearer to the head is served first
-	holding tally
-	waiting tally
+	key      string
+	holders  list // in the order of their grants
+	queue    list // who is nearer to the head is served first
+	holding  tally
+	waiting  tally
+	disorder bool // see noteDisorder; not part of a snapshot
 }
 
 // held is the set of modes that owners other than s's hold.

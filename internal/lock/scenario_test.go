@@ -20,6 +20,9 @@ import (
 //	extend t1 at=10       as claim, for a further step
 //	abandon t1            gives up what t1 waits for; tells who woke
 //	cycle                 the next cycle of waiting and who should give way
+//	wound-wait            turns the policy on
+//	wound [sealed=t1]     the next wait of an elder behind a younger that is not sealed
+//	wound-of t1           an elder that waits for t1
 //	restart t1            gives all back and claims again; tells who woke
 //	list [after=K] [max=N] [prefix=P] [waited]   keys, how many hold, how many wait
 //	release t1 bank       gives back t1's nodes at the service; tells who woke
@@ -99,6 +102,22 @@ func TestScenarios(t *testing.T) {
 					out = "none\n"
 				} else {
 					out += names.Replace(fmt.Sprintf("victim %s\n", table.Victim(cycle)))
+				}
+			case "wound-wait":
+				table.WoundWait()
+				out = "ok\n"
+			case "wound", "wound-of":
+				var w Wait
+				var found bool
+				if d.Cmd == "wound" {
+					sealed := ""
+					d.MaybeScanArgs(t, "sealed", &sealed)
+					w, found = table.NextWound(func(id txnid.ID) bool { return names.Replace(id.String()) != sealed })
+				} else {
+					w, found = table.WoundOf(owner())
+				}
+				if out = "none\n"; found {
+					out = names.Replace(fmt.Sprintf("%s waits for %s %s behind %s\n", w.Owner, w.Mode, w.Key, w.For))
 				}
 			case "list":
 				after, prefix, limit := "", "", 100

@@ -21,7 +21,7 @@ type Table struct {
 	grown   int        // claims that grew by steps: without them there is no cycle
 	blocked []txnid.ID // claims that began to wait since NextCycle was asked, if any had grown; not part of a snapshot
 	wound   bool       // see WoundWait; the caller's, not part of a snapshot
-	looks   []look     // where an elder may have begun to wait for a younger since NextWound was asked; not part of a snapshot
+	looks   looks      // where an elder may have begun to wait for a younger since NextWound was asked; not part of a snapshot
 }
 
 // mayOvertake: elders pass younger waiters, freely if both can hold together and
@@ -110,7 +110,7 @@ func (t *Table) request(c *claim, s *slot) (granted bool) {
 	s.node = n
 	at, ahead := n.place(s, t.wound)
 	if s.converts && t.wound {
-		t.looks = append(t.looks, look{owner: c.owner, key: s.key})
+		t.looks.add(look{claim: c, key: s.key})
 	}
 	if mutant.On("lock-holder-only-wait") {
 		ahead = 0
@@ -125,7 +125,7 @@ func (t *Table) request(c *claim, s *slot) (granted bool) {
 		t.blocked = append(t.blocked, c.owner)
 	}
 	if t.wound {
-		t.looks = append(t.looks, look{owner: c.owner})
+		t.looks.add(look{claim: c})
 	}
 	return false
 }
