@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -38,6 +39,39 @@ func oneOfEach() [][]byte {
 	}
 }
 
+// newerOfEach are the kinds of later versions.
+func newerOfEach() [][]byte {
+	needs := lock.Fold([]lock.Need{{Key: "a/k", Mode: lock.X}})
+	return [][]byte{
+		AppendLevel(nil, Level),
+		AppendOpen(nil, &Open{ID: testID(30), Digest: [32]byte{1}, TimeoutMs: 1000, IdleMs: 500, RetryOf: testID(31), TraceParent: "tp"}),
+		AppendEnlist(nil, &Enlist{
+			ID: testID(30), Step: 1, Digest: [32]byte{2}, Branches: []EnlistBranch{{Service: "a", Generation: 1}},
+			Ops: []EnlistOp{{Now: true, Payload: []byte("1")}, {Payload: []byte("2")}}, Locks: needs,
+		}),
+		AppendSeal(nil, testID(30)),
+		AppendPutService(nil, &Service{Name: "d", PrepareURL: "http://d/p", ExecuteURL: "http://d/e", Capabilities: Tombstone}),
+		AppendPutService(nil, &Service{Name: "e", PrepareURL: "http://e/p", Capabilities: Tombstone, Partitions: 3}),
+		AppendClaim(nil, &ClaimCmd{ID: testID(40), AgeMs: 7, Request: 1, Whole: true, Needs: needs}),
+		AppendLocked(nil, Locked{ID: testID(30), Shard: 1, Request: 2, Token: 9}),
+		AppendYield(nil, Yield{ID: testID(30), Shard: 1, Request: 2}),
+		AppendRelease(nil, Release{ID: testID(40), Service: "a", Waiting: true, Token: 300}),
+		AppendDrainHere(nil, "d", 4),
+	}
+}
+
+// spreadOfEach are the kinds that make sense in a cluster of several shards only.
+func spreadOfEach() [][]byte {
+	parts := []LockPart{{Shard: 1, Needs: lock.Fold([]lock.Need{{Key: "b/k", Mode: lock.S}})}, {Shard: 2, Needs: lock.Fold([]lock.Need{{Key: "c", Mode: lock.X}})}}
+	b := beginOf(testID(60), []string{"a", "b", "c", "X", "a/k"})
+	b.Foreign = parts
+	return [][]byte{
+		AppendBegin(nil, b),
+		AppendOpen(nil, &Open{ID: testID(61), TimeoutMs: 1000, IdleMs: 500}),
+		AppendEnlist(nil, &Enlist{ID: testID(61), Step: 1, Foreign: parts}),
+	}
+}
+
 // A state with open, waiting, ended and doubtful transactions.
 func busyState(t testing.TB) *State {
 	s := New(0, 1)
@@ -62,6 +96,10 @@ func FuzzApply(f *testing.F) {
 		f.Add(entryOf(c)[HeaderBytes:])
 	}
 	f.Add(bytes.Join(oneOfEach(), nil))
+	for _, c := range append(newerOfEach(), spreadOfEach()...) {
+		f.Add(entryOf(c)[HeaderBytes:])
+	}
+	f.Add(bytes.Join(newerOfEach(), nil))
 	f.Fuzz(func(t *testing.T, commands []byte) {
 		s := busyState(t)
 		var effects []Effect
@@ -182,6 +220,87 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// What later versions write comes out as it went in, and can be told to people.
+func TestRoundTripOfLaterKinds(t *testing.T) {
+	commands := append(spreadOfEach(), newerOfEach()...)
+	lines, err := Describe(entryOf(commands...))
+	if err != nil || len(lines) != len(commands) {
+		t.Fatalf("%d lines of %d commands: %v", len(lines), len(commands), err)
+	}
+	s := New(0, 3)
+	var effects []Effect
+	if err := s.Apply(1, 1, entryOf(commands...), &effects); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(); err != nil {
+		t.Fatal(err)
+	}
+	one, two, claim := s.Get(testID(60)), s.Get(testID(61)), s.ForeignClaim(testID(40))
+	if one == nil || len(one.Foreign) != 2 || one.Foreign[0].Shard != 1 || one.Foreign[1].Services[0] != "c" || one.Foreign[1].Keys != 1 || one.Status != Active {
+		t.Errorf("BEGIN: %+v", one)
+	}
+	if two == nil || !two.StepPending || len(two.Foreign[0].Needs) != 2 || two.Foreign[0].Request != 1 {
+		t.Errorf("ENLIST: %+v", two)
+	}
+	if claim == nil || !claim.Whole || claim.AgeMs != 7 || !claim.Over || s.Grants() < 300 || s.Level() != Level {
+		t.Errorf("CLAIM, RELEASE, LEVEL: %+v, %d", claim, s.Grants())
+	}
+	if d, e := s.Service("d"), s.Service("e"); d.ExecuteURL == "" || e.Partitions != 3 || s.DrainedHere("d", 5) || !s.DrainedHere("d", 4) {
+		t.Errorf("PUT_SERVICE, DRAIN_SERVICE: %+v %+v", d, e)
+	}
+	restored, err := Restore(0, 3, snapshotOf(s))
+	if err != nil || restored.Hash() != s.Hash() || restored.String() != s.String() {
+		t.Errorf("restored: %v\n%s\n%s", err, restored, s)
+	}
+	var again []Effect
+	if err := New(1, 3).Apply(1, 1, entryOf(spreadOfEach()...), &again); !errors.Is(err, ErrFormat) {
+		t.Errorf("a part for the shard itself: %v", err)
+	}
+}
+
+// A key has one lock shard, whichever set it stands in; a lock on a whole service meets
+// every key of it.
+func TestSplitLocks(t *testing.T) {
+	const shards = 5
+	partitions := func(service string) uint32 { return map[string]uint32{"p": 3, "wide": 1000}[service] }
+	set := lock.Fold([]lock.Need{{Key: "a/k/l", Mode: lock.X}, {Key: "a-b", Mode: lock.S}, {Key: "p/x", Mode: lock.X}, {Key: "p/y/z", Mode: lock.S}, {Key: "p/w", Mode: lock.X}, {Key: "wide/1", Mode: lock.S}})
+	where := map[string]uint32{}
+	for _, p := range SplitLocks(set, partitions, shards) {
+		for i, n := range p.Needs {
+			if i > 0 && p.Needs[i-1].Key >= n.Key {
+				t.Errorf("shard %d: not in order: %v", p.Shard, p.Needs)
+			}
+			if strings.Contains(n.Key, "/") {
+				if at, twice := where[n.Key]; twice {
+					t.Errorf("%s at shards %d and %d", n.Key, at, p.Shard)
+				}
+				where[n.Key] = p.Shard
+			}
+		}
+		for _, n := range p.Needs {
+			if !slices.ContainsFunc(p.Needs, func(o lock.Need) bool { return o.Key == lock.Service(n.Key) }) {
+				t.Errorf("shard %d: %s without its service", p.Shard, n.Key)
+			}
+		}
+	}
+	for _, n := range set {
+		if _, there := where[n.Key]; strings.Contains(n.Key, "/") && !there {
+			t.Errorf("%s is kept nowhere", n.Key)
+		}
+	}
+	for service, n := range map[string]int{"a": 1, "p": 3, "wide": shards} {
+		parts := SplitLocks(lock.Fold([]lock.Need{{Key: service, Mode: lock.X}}), partitions, shards)
+		if len(parts) != n {
+			t.Errorf("%s as a whole: %v", service, parts)
+		}
+		for key, at := range where {
+			if lock.Service(key) == service && !slices.ContainsFunc(parts, func(p LockPart) bool { return p.Shard == at }) {
+				t.Errorf("a lock on %s does not meet %s at shard %d", service, key, at)
+			}
+		}
+	}
+}
+
 // A snapshot in which locks and transactions do not fit is refused: the first
 // release would reach for a transaction that is not there, or panic.
 func TestRestoreRefusesStrayLocks(t *testing.T) {
@@ -204,9 +323,9 @@ func TestRestoreRefusesStrayLocks(t *testing.T) {
 // Every cut of an entry halts the replica; none is taken for a shorter entry, but
 // at the end of a command.
 func TestCutEntriesHalt(t *testing.T) {
-	for i, c := range oneOfEach() {
+	for i, c := range append(append(oneOfEach(), newerOfEach()...), spreadOfEach()...) {
 		for n := 1; n < len(c); n++ {
-			s := New(0, 1)
+			s := New(0, 3)
 			var effects []Effect
 			if err := s.Apply(1, 1, entryOf(c[:n]), &effects); !errors.Is(err, ErrFormat) {
 				t.Fatalf("command %d cut after %d of %d bytes: %v", i, n, len(c), err)
