@@ -25,16 +25,22 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // system is a node on a real log with the real HTTP protocol.
 type system struct {
-	t    *testing.T
-	dir  string
-	node *node.Node
-	log  *replog.Log
-	tune func(*shard.Config)
+	t      *testing.T
+	dir    string
+	node   *node.Node
+	log    *replog.Log
+	tune   func(*shard.Config)
+	shards uint32
 }
 
 func start(t *testing.T, tune func(*shard.Config)) *system {
 	t.Helper()
-	s := &system{t: t, dir: t.TempDir(), tune: tune}
+	return startShards(t, 1, tune)
+}
+
+func startShards(t *testing.T, shards uint32, tune func(*shard.Config)) *system {
+	t.Helper()
+	s := &system{t: t, dir: t.TempDir(), tune: tune, shards: shards}
 	s.open()
 	t.Cleanup(s.close)
 	return s
@@ -47,9 +53,13 @@ func (s *system) open() {
 	if s.tune != nil {
 		s.tune(&cfg)
 	}
-	s.node = node.New(node.Config{Name: "n1", Shard: cfg}, rmhttp.New(rmhttp.Config{}), nil)
+	s.node = node.New(node.Config{Name: "n1", Shards: s.shards, Shard: cfg}, rmhttp.New(rmhttp.Config{}), nil)
+	var machines []replog.Machine
+	for i := range s.shards {
+		machines = append(machines, s.node.Machine(i))
+	}
 	log, err := replog.Open(replog.Config{
-		Dir: s.dir, NodeID: "n1", Machines: []replog.Machine{s.node.Machine(0)},
+		Dir: s.dir, NodeID: "n1", Machines: machines,
 		OnFatal: func(err error) { panic(err) },
 	})
 	if err != nil {

@@ -1,0 +1,190 @@
+package node_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
+)
+
+const testShards = 3
+
+// idAt makes an id with its home at a shard.
+func idAt(shard uint32) string { return node.NewID().At(shard, testShards).String() }
+
+// idle waits until nothing is open or locked at any shard.
+func (s *system) idle() {
+	s.t.Helper()
+	s.eventually("nothing is open or locked", func() bool {
+		page, err := s.node.Locks(s.t.Context(), node.LockQuery{})
+		open := 0
+		for _, shard := range s.node.Health().Shards {
+			open += shard.Open
+		}
+		return err == nil && len(page.Locks) == 0 && open == 0
+	})
+}
+
+// TestShards: transactions of every home take locks of every shard, survive a restart in
+// the middle, and a service is removed once no shard has it open.
+func TestShards(t *testing.T) {
+	s := startShards(t, testShards, nil)
+	dir := t.TempDir()
+	names := []string{"a", "b", "c"}
+	for _, name := range names {
+		s.addLedger(dir, name)
+	}
+	var all sync.WaitGroup
+	for home := range uint32(testShards) {
+		all.Go(func() {
+			for i := range 10 {
+				var ops []node.Operation
+				for _, name := range names {
+					ops = append(ops, listOp(name, "append", "k", int64(1000*int(home)+i), node.Exclusive, false).Operation)
+				}
+				if r := s.submit(node.Submission{ID: idAt(home), Operations: ops, Wait: node.WaitCompleted, Timeout: time.Minute}); r.State != "committed" {
+					t.Errorf("home %d: %+v", home, r)
+				}
+			}
+		})
+	}
+	all.Wait()
+	// One order for all of them: the lists are equal.
+	if a, b, c := s.list("a", "k"), s.list("b", "k"), s.list("c", "k"); a != b || b != c || strings.Count(a, " ") != 10*testShards-1 {
+		t.Errorf("the lists differ, or are not whole:\n%s\n%s\n%s", a, b, c)
+	}
+	s.idle()
+
+	// Locks of a transaction that is open over a restart are there afterwards.
+	open := s.begin(node.Beginning{ID: idAt(0), IdleTimeout: time.Minute})
+	locks := []node.ServiceLock{}
+	for _, name := range names {
+		locks = append(locks, node.ServiceLock{Service: name, DeclaredLock: node.DeclaredLock{Key: "k"}})
+	}
+	if r, err := s.node.Enlist(t.Context(), open.ID, node.Step{Number: 1, Locks: locks}); err != nil || r.State != "active" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	s.restart()
+	page, err := s.node.Locks(t.Context(), node.LockQuery{})
+	if err != nil || len(page.Locks) != 2*len(names) {
+		t.Errorf("locks after a restart: %+v, %v", page.Locks, err)
+	}
+	at := map[uint32]bool{}
+	for _, l := range page.Locks {
+		at[l.Shard] = true
+		if want := txn.LockShard(l.Service, l.Key, 1, testShards); l.Shard != want || len(l.Holders) != 1 || l.Holders[0].Transaction != open.ID {
+			t.Errorf("lock %+v, want it at shard %d", l, want)
+		}
+	}
+	if len(at) < 2 {
+		t.Errorf("all locks are at %v: nothing was shown", at)
+	}
+
+	// Somebody younger waits at another shard, and is told for what.
+	waits := s.begin(node.Beginning{ID: idAt(1), IdleTimeout: time.Minute})
+	ctx, cancel := context.WithCancel(t.Context())
+	all.Go(func() {
+		_, _ = s.node.Enlist(ctx, waits.ID, node.Step{Number: 1, Locks: locks[1:2]}) // given up below
+	})
+	s.eventually("it waits", func() bool {
+		r, err := s.node.Transaction(t.Context(), waits.ID)
+		return err == nil && r.WaitsFor != nil && r.WaitsFor.Key == "b/k" && r.WaitsFor.Mode == "X" && len(r.WaitsFor.For) == 1 && r.WaitsFor.For[0] == open.ID
+	})
+	cancel()
+	all.Wait()
+	for _, id := range []string{open.ID, waits.ID} {
+		if _, err := s.node.Rollback(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	s.idle()
+	for _, name := range names {
+		if v, err := s.node.DeleteService(t.Context(), name); err != nil || v.State != "removed" {
+			t.Errorf("removal of %s: %+v, %v", name, v, err)
+		}
+	}
+}
+
+// TestShardsWound: at another shard, too, an older transaction makes a younger one give
+// way, one that was submitted as a whole without its client seeing it.
+func TestShardsWound(t *testing.T) {
+	s := startShards(t, testShards, nil)
+	s.addLedger(t.TempDir(), "a")
+	away := (txn.LockShard("a", "x", 1, testShards) + 1) % testShards
+	elder := s.begin(node.Beginning{ID: idAt(away)})
+	younger := s.begin(node.Beginning{ID: idAt(away)})
+	if elder.Age.Equal(younger.Age) && younger.ID < elder.ID {
+		elder, younger = younger, elder
+	}
+	s.step(younger.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
+	if r := s.step(elder.ID, 1, listOp("a", "append", "x", 2, node.Exclusive, true)); r.State != "active" {
+		t.Fatalf("the elder: %+v", r)
+	}
+	r, err := s.node.Transaction(t.Context(), younger.ID)
+	if err != nil || r.Abort == nil || r.Abort.Reason != reason.Wounded || r.Abort.Service != "a" || !strings.Contains(r.Abort.Message, elder.ID) {
+		t.Errorf("the younger: %+v, %v", r.Abort, err)
+	}
+	retry, err := s.node.Begin(t.Context(), node.Beginning{RetryOf: younger.ID}) // its id is made to find the first try's record
+	if err != nil || !retry.Age.Equal(younger.Age) {
+		t.Errorf("the retry is of %v, its first try was of %v: %v", retry.Age, younger.Age, err)
+	}
+	for _, id := range []string{elder.ID, retry.ID} {
+		if r, err := s.node.Commit(t.Context(), id, node.WaitCompleted); err != nil || r.State != "committed" {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	s.idle()
+}
+
+// TestShardsPartitions: keys of a service with partitions have their own lock shards, and
+// a lock on the whole service excludes all of them.
+func TestShardsPartitions(t *testing.T) {
+	s := startShards(t, testShards, nil)
+	l := s.addLedger(t.TempDir(), "plain")
+	base := l.URL() + "/assent"
+	spec := node.ServiceSpec{
+		Name: "wide", PrepareURL: base + "/prepare", CommitURL: base + "/commit", RollbackURL: base + "/rollback", ExecuteURL: base + "/execute", LockPartitions: 64,
+	}
+	if v, err := s.node.PutService(t.Context(), spec); err != nil || v.LockPartitions != 64 {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	holder := s.begin(node.Beginning{})
+	var locks []node.ServiceLock
+	for i := range 12 {
+		locks = append(locks, node.ServiceLock{Service: "wide", DeclaredLock: node.DeclaredLock{Key: fmt.Sprintf("k%d/deep", i)}})
+	}
+	if _, err := s.node.Enlist(t.Context(), holder.ID, node.Step{Number: 1, Locks: locks}); err != nil {
+		t.Fatal(err)
+	}
+	page, err := s.node.Locks(t.Context(), node.LockQuery{Service: "wide"})
+	at := map[uint32]bool{}
+	for _, l := range page.Locks {
+		at[l.Shard] = true
+	}
+	if err != nil || len(at) != testShards {
+		t.Errorf("12 keys at shards %v, %v", at, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	whole := s.begin(node.Beginning{})
+	if r, err := s.node.Submit(ctx, node.Submission{ID: idAt(0), Timeout: 200 * time.Millisecond, Operations: []node.Operation{{Service: "wide", Payload: []byte("1")}}}); err != nil || r.Abort == nil || r.Abort.Reason != reason.LockTimeout {
+		t.Errorf("a lock on the whole service beside its keys: %+v, %v", r, err)
+	}
+	for _, id := range []string{holder.ID, whole.ID} {
+		if _, err := s.node.Rollback(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	spec.LockPartitions = 2
+	if _, err := s.node.PutService(t.Context(), spec); !errors.Is(err, &reason.Error{Code: reason.InvalidService}) {
+		t.Errorf("other partitions while it is registered: %v", err)
+	}
+	s.idle()
+}
