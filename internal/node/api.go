@@ -68,7 +68,8 @@ type Beginning struct {
 // Step is further work of an interactive transaction: its locks first, then its
 // operations.
 type Step struct {
-	Number     uint32 // chosen by the client, above 0: the same number with the same work is done once
+	Number     uint32 // chosen by the client, 1 to 2^31-1: the same number with the same work is done once
+	Key        string // instead of Number, for who does not know which numbers are taken
 	Operations []StepOperation
 	Locks      []ServiceLock
 

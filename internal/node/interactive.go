@@ -1,9 +1,11 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"github.com/assent-tx/assent/internal/lock"
@@ -61,15 +63,72 @@ func (n *Node) Enlist(ctx context.Context, id string, s Step) (Transaction, erro
 		return Transaction{}, err
 	}
 	digest := stepDigest(&s)
+	var t Transaction
+	var refused *reason.Error
+	if s.Key != "" {
+		t, refused = n.enlistKeyed(ctx, tid, &s, digest)
+	} else {
+		t, refused = n.enlistNumbered(ctx, tid, &s, digest)
+	}
+	if refused != nil {
+		return t, refused
+	}
+	return t, nil
+}
+
+func (n *Node) enlistNumbered(ctx context.Context, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
 	for try := 0; ; try++ {
-		t, err := n.enlistOnce(ctx, tid, &s, digest)
+		t, err := n.enlistOnce(ctx, id, s, digest)
 		if err == nil || try == 2 || err.Code != reason.UnknownService {
-			if err != nil {
-				return t, err
-			}
-			return t, nil
+			return t, err
 		}
 	}
+}
+
+// Steps with a key have numbers that no client can choose: the key's hash. The first
+// half of such a step's digest is the key's, so that two keys with one hash are told
+// apart: the later one takes the next number of its own. Steps stay until the decision,
+// so every repetition finds the same place.
+const (
+	keyedSteps     = 1 << 31
+	keyDigestBytes = 16
+	maxKeyProbes   = 16
+)
+
+func (n *Node) enlistKeyed(ctx context.Context, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
+	key := sha256.Sum256([]byte(s.Key))
+	copy(digest[:keyDigestBytes], key[:])
+	for probe := range uint32(maxKeyProbes) {
+		s.Number = keyedStep(key, probe)
+		t, err := n.enlistNumbered(ctx, id, s, digest)
+		if err == nil || err.Code != reason.StepConflict {
+			return t, err
+		}
+		if other, err := n.stepOfOtherKey(ctx, id, s.Number, digest); err != nil {
+			return t, err
+		} else if !other {
+			break
+		}
+	}
+	return Transaction{}, reason.New(reason.StepConflict, "give each step a key of its own, and repeat one with the same body only",
+		"step %q of transaction %s was another one", s.Key, id)
+}
+
+func keyedStep(key [32]byte, probe uint32) uint32 {
+	h := sha256.Sum256(binary.BigEndian.AppendUint32(key[:], probe))
+	return keyedSteps | binary.BigEndian.Uint32(h[:])
+}
+
+func (n *Node) stepOfOtherKey(ctx context.Context, id txnid.ID, number uint32, digest [32]byte) (other bool, refused *reason.Error) {
+	err := n.home(id).run(ctx, func(sh *shard.Shard) {
+		if t := sh.State().Get(id); t != nil {
+			step := t.FindStep(number)
+			// Without the step it is decided: whoever asks again is answered by that.
+			other = step == nil || !bytes.Equal(step.Digest[:keyDigestBytes], digest[:keyDigestBytes])
+		}
+	})
+	errors.As(err, &refused)
+	return other, refused
 }
 
 func (n *Node) enlistOnce(ctx context.Context, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
@@ -104,7 +163,7 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 	switch {
 	case s.Refusal != nil:
 		return nil, s.Refusal
-	case s.Number == 0:
+	case s.Number == 0: // one with a key has got its number
 		return nil, reason.New(reason.InvalidField, "number the steps of a transaction 1, 2, 3, …", "step: missing or 0")
 	case len(s.Operations)+len(s.Locks) == 0:
 		return nil, reason.New(reason.EmptyOperations, "name at least one operation or lock", "the step has neither operations nor locks")

@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -136,6 +137,66 @@ func TestInteractive(t *testing.T) {
 	// A step after the end is answered by the end.
 	if late := s.step(tx.ID, 9, listOp("a", "list", "x", 0, node.Shared, true)); late.State != "committed" || late.StepResults != nil {
 		t.Errorf("a late step: %+v", late)
+	}
+}
+
+// Steps with keys meet neither the client's numbers nor each other, also where two keys
+// have one hash, and each is done once.
+func TestKeyedSteps(t *testing.T) {
+	s := start(t, nil)
+	s.addLedger(t.TempDir(), "a")
+	tx := s.begin(node.Beginning{})
+	step := func(key string, value int64) (node.Transaction, error) {
+		return s.node.Enlist(t.Context(), tx.ID, node.Step{Key: key, Operations: []node.StepOperation{
+			listOp("a", "append", "x", value, node.Exclusive, true), listOp("a", "list", "x", 0, node.Shared, true),
+		}})
+	}
+	seen := map[uint32]string{}
+	var one, other string
+	for i := 0; other == ""; i++ {
+		key := fmt.Sprintf("key-%d", i)
+		n := node.KeyedStep(sha256.Sum256([]byte(key)), 0)
+		if n < 1<<31 {
+			t.Fatalf("%s: step %d may be a client's", key, n)
+		}
+		if one = seen[n]; one != "" {
+			other = key
+		}
+		seen[n] = key
+	}
+	for i, c := range []struct {
+		key      string
+		value    int64
+		want     string
+		replayed bool
+	}{
+		{one, 1, "null, [1]", false},
+		{other, 1, "null, [1 1]", false}, // the same body: only the key tells it apart
+		{"third", 2, "null, [1 1 2]", false},
+		{one, 1, "null, [1]", true},
+		{other, 1, "null, [1 1]", true},
+	} {
+		r, err := step(c.key, c.value)
+		if err != nil || stepValues(r) != c.want || r.Replayed != c.replayed {
+			t.Errorf("%d: %s, replayed %t, %v; want %s", i, stepValues(r), r.Replayed, err, c.want)
+		}
+	}
+	for _, key := range []string{one, other} {
+		if r, err := step(key, 9); code(err) != reason.StepConflict || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s with another body: %+v, %v", key, r, err)
+		}
+	}
+	if r := s.step(tx.ID, 1, listOp("a", "list", "x", 0, node.Shared, true)); stepValues(r) != "[1 1 2]" {
+		t.Errorf("the client's own: %s", stepValues(r))
+	}
+	if done, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || done.State != "committed" {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	if r, err := step(other, 1); err != nil || r.State != "committed" || r.StepResults != nil {
+		t.Errorf("after the end: %+v, %v", r, err)
+	}
+	if x := s.list("a", "x"); x != "[1 1 2]" {
+		t.Errorf("x %s", x)
 	}
 }
 

@@ -16,13 +16,7 @@ func (v *transactionService) BeginTransaction(ctx context.Context, r *assentv1.B
 	if err := noUnknown(r, "the request"); err != nil {
 		return nil, err
 	}
-	b := &BeginBody{}
-	if r.GetId() != "" {
-		b.ID = &r.Id
-	}
-	if r.GetRetryOf() != "" {
-		b.RetryOf = &r.RetryOf
-	}
+	b := &BeginBody{ID: given(r.GetId()), RetryOf: given(r.GetRetryOf())}
 	var err error
 	if b.Timeout, err = duration(r.GetTimeout(), "timeout"); err != nil {
 		return nil, err
@@ -45,7 +39,7 @@ func (v *transactionService) EnlistOperations(ctx context.Context, r *assentv1.E
 	if err := checkNamed(r, r.GetId()); err != nil {
 		return nil, err
 	}
-	b := &EnlistBody{Step: r.GetStep(), Operations: make([]StepOperationBody, len(r.GetOperations()))}
+	b := &EnlistBody{Step: r.GetStep(), StepKey: given(r.GetStepKey()), Operations: make([]StepOperationBody, len(r.GetOperations()))}
 	for i, op := range r.GetOperations() {
 		at := fmt.Sprintf("operations[%d]", i)
 		if err := noUnknown(op, at); err != nil {
@@ -87,6 +81,14 @@ func (v *transactionService) EnlistOperations(ctx context.Context, r *assentv1.E
 	return out, nil
 }
 
+// given is a text that may have been left out.
+func given(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
+}
+
 func serviceLocks(list []*assentv1.ServiceLock) ([]ServiceLockBody, error) {
 	var out []ServiceLockBody
 	for i, l := range list {
@@ -111,7 +113,7 @@ func (v *transactionService) AcquireLocks(ctx context.Context, r *assentv1.Acqui
 	if err != nil {
 		return nil, err
 	}
-	step, err := v.s.limits.lockStep(&LocksBody{Step: r.GetStep(), Locks: locks})
+	step, err := v.s.limits.lockStep(&LocksBody{Step: r.GetStep(), StepKey: given(r.GetStepKey()), Locks: locks})
 	if err != nil {
 		return nil, err
 	}

@@ -175,6 +175,8 @@ func TestBothProtocolsAnswerTheSame(t *testing.T) {
 	same("begin", tx, err, "POST", "/v1/transactions:begin", `{"id":"`+someID+`","timeout":"30s","idle_timeout":"1s"}`)
 	tx, err = transactions.AcquireLocks(ctx, &assentv1.AcquireLocksRequest{Id: someID, Step: 2, Locks: []*assentv1.ServiceLock{{Service: "a", Key: "k"}}})
 	same("locks", tx, err, "POST", "/v1/transactions/"+someID+"/locks", `{"step":2,"locks":[{"service":"a","key":"k"}]}`)
+	tx, err = transactions.AcquireLocks(ctx, &assentv1.AcquireLocksRequest{Id: someID, StepKey: "k", Locks: []*assentv1.ServiceLock{{Service: "a", Key: "k"}}})
+	same("locks by key", tx, err, "POST", "/v1/transactions/"+someID+"/locks", `{"step_key":"k","locks":[{"service":"a","key":"k"}]}`)
 	tx, err = transactions.CommitTransaction(ctx, &assentv1.CommitTransactionRequest{Id: someID})
 	same("commit", tx, err, "POST", "/v1/transactions/"+someID+"/commit", "{}")
 	tx, err = transactions.HeartbeatTransaction(ctx, &assentv1.HeartbeatTransactionRequest{Id: someID})

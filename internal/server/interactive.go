@@ -15,8 +15,12 @@ import (
 // This file is the REST side of interactive transactions and of locks, and the
 // checks that both protocols share.
 
-// maxStep keeps the numbers of steps within what every language can count.
-const maxStep = 1<<31 - 1
+const (
+	// maxStep keeps the numbers of steps within what every language can count. The node
+	// gives the numbers above to steps that have a key.
+	maxStep         = 1<<31 - 1
+	maxStepKeyBytes = 128
+)
 
 func beginTransaction(s *Server, ctx context.Context, r *request) (any, error) {
 	var b BeginBody
@@ -175,8 +179,8 @@ func (l *Limits) beginning(b *BeginBody, traceParent string) (node.Beginning, er
 
 // step checks a step. Payloads are compacted in place.
 func (l *Limits) step(b *EnlistBody) (node.Step, error) {
-	s := node.Step{Number: b.Step, Operations: make([]node.StepOperation, len(b.Operations))}
-	if err := checkStep(b.Step); err != nil {
+	s := node.Step{Operations: make([]node.StepOperation, len(b.Operations))}
+	if err := nameStep(&s, b.Step, b.StepKey); err != nil {
 		return s, err
 	}
 	if len(b.Operations) == 0 {
@@ -204,8 +208,8 @@ func (l *Limits) step(b *EnlistBody) (node.Step, error) {
 }
 
 func (l *Limits) lockStep(b *LocksBody) (node.Step, error) {
-	s := node.Step{Number: b.Step}
-	if err := checkStep(b.Step); err != nil {
+	var s node.Step
+	if err := nameStep(&s, b.Step, b.StepKey); err != nil {
 		return s, err
 	}
 	if len(b.Locks) == 0 {
@@ -234,10 +238,25 @@ func (l *Limits) stepLocks(locks []ServiceLockBody, keys int, s *node.Step) erro
 	return nil
 }
 
-func checkStep(n uint32) error {
-	if n == 0 || n > maxStep {
-		return inField(reason.New(reason.InvalidField, "number the steps of a transaction 1, 2, 3, …", "%d is no number of a step", n), "step")
+// nameStep takes the number or the key of a step.
+func nameStep(s *node.Step, number uint32, key *string) error {
+	switch {
+	case key == nil && (number == 0 || number > maxStep):
+		return inField(reason.New(reason.InvalidField, "number the steps of a transaction 1, 2, 3, …", "%d is no number of a step", number), "step")
+	case key == nil:
+		s.Number = number
+		return nil
+	case number != 0:
+		return inField(reason.New(reason.InvalidField, "leave one of both out", "a step has a number or a key"), "step_key")
 	}
+	plain := len(*key) > 0 && len(*key) <= maxStepKeyBytes
+	for i := range len(*key) {
+		plain = plain && (*key)[i] > ' ' && (*key)[i] < 0x7f
+	}
+	if !plain {
+		return inField(reason.New(reason.InvalidField, "1 to "+strconv.Itoa(maxStepKeyBytes)+" visible characters of ASCII", "%.40q is no key of a step", *key), "step_key")
+	}
+	s.Key = *key
 	return nil
 }
 

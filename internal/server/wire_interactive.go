@@ -14,9 +14,10 @@ type BeginBody struct {
 
 // EnlistBody is the body of POST /v1/transactions/{id}/operations.
 type EnlistBody struct {
-	Step       uint32              `json:"step"`
+	Step       uint32              `json:"step,omitzero"`
 	Operations []StepOperationBody `json:"operations"`
 	Locks      []ServiceLockBody   `json:"locks,omitempty"`
+	StepKey    *string             `json:"step_key,omitzero"`
 }
 
 // StepOperationBody is one operation of a step.
@@ -42,8 +43,9 @@ type EnlistAnswer struct {
 
 // LocksBody is the body of POST /v1/transactions/{id}/locks.
 type LocksBody struct {
-	Step  uint32            `json:"step"`
-	Locks []ServiceLockBody `json:"locks"`
+	Step    uint32            `json:"step,omitzero"`
+	Locks   []ServiceLockBody `json:"locks"`
+	StepKey *string           `json:"step_key,omitzero"`
 }
 
 // CommitBody is the body of POST /v1/transactions/{id}/commit; it may be left out.

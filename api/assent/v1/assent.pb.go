@@ -812,7 +812,10 @@ type EnlistOperationsRequest struct {
 	// 1 to 64.
 	Operations []*StepOperation `protobuf:"bytes,3,rep,name=operations,proto3" json:"operations,omitempty"`
 	// Further keys to lock before the operations run.
-	Locks         []*ServiceLock `protobuf:"bytes,4,rep,name=locks,proto3" json:"locks,omitempty"`
+	Locks []*ServiceLock `protobuf:"bytes,4,rep,name=locks,proto3" json:"locks,omitempty"`
+	// Instead of step, for who does not know which numbers are taken: a service that
+	// the client has called. 1 to 128 visible characters of ASCII.
+	StepKey       string `protobuf:"bytes,5,opt,name=step_key,proto3" json:"step_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -873,6 +876,13 @@ func (x *EnlistOperationsRequest) GetLocks() []*ServiceLock {
 		return x.Locks
 	}
 	return nil
+}
+
+func (x *EnlistOperationsRequest) GetStepKey() string {
+	if x != nil {
+		return x.StepKey
+	}
+	return ""
 }
 
 // Opaque work for one service, in a step.
@@ -1077,7 +1087,9 @@ type AcquireLocksRequest struct {
 	// Chosen by the client, from 1: steps of operations and of locks share the numbers.
 	Step uint32 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
 	// 1 to 256.
-	Locks         []*ServiceLock `protobuf:"bytes,3,rep,name=locks,proto3" json:"locks,omitempty"`
+	Locks []*ServiceLock `protobuf:"bytes,3,rep,name=locks,proto3" json:"locks,omitempty"`
+	// Instead of step, as for operations.
+	StepKey       string `protobuf:"bytes,4,opt,name=step_key,proto3" json:"step_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1131,6 +1143,13 @@ func (x *AcquireLocksRequest) GetLocks() []*ServiceLock {
 		return x.Locks
 	}
 	return nil
+}
+
+func (x *AcquireLocksRequest) GetStepKey() string {
+	if x != nil {
+		return x.StepKey
+	}
+	return ""
 }
 
 // Asks for the commit.
@@ -3212,14 +3231,15 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12=\n" +
 	"\fidle_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\fidle_timeout\x12\x1a\n" +
-	"\bretry_of\x18\x04 \x01(\tR\bretry_of\"\xa5\x01\n" +
+	"\bretry_of\x18\x04 \x01(\tR\bretry_of\"\xc1\x01\n" +
 	"\x17EnlistOperationsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\rR\x04step\x128\n" +
 	"\n" +
 	"operations\x18\x03 \x03(\v2\x18.assent.v1.StepOperationR\n" +
 	"operations\x12,\n" +
-	"\x05locks\x18\x04 \x03(\v2\x16.assent.v1.ServiceLockR\x05locks\"\x8f\x01\n" +
+	"\x05locks\x18\x04 \x03(\v2\x16.assent.v1.ServiceLockR\x05locks\x12\x1a\n" +
+	"\bstep_key\x18\x05 \x01(\tR\bstep_key\"\x8f\x01\n" +
 	"\rStepOperation\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\x12%\n" +
@@ -3231,11 +3251,12 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\x0e2\x13.assent.v1.LockModeR\x04mode\"n\n" +
 	"\x18EnlistOperationsResponse\x128\n" +
 	"\vtransaction\x18\x01 \x01(\v2\x16.assent.v1.TransactionR\vtransaction\x12\x18\n" +
-	"\aresults\x18\x02 \x03(\fR\aresults\"g\n" +
+	"\aresults\x18\x02 \x03(\fR\aresults\"\x83\x01\n" +
 	"\x13AcquireLocksRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\rR\x04step\x12,\n" +
-	"\x05locks\x18\x03 \x03(\v2\x16.assent.v1.ServiceLockR\x05locks\"S\n" +
+	"\x05locks\x18\x03 \x03(\v2\x16.assent.v1.ServiceLockR\x05locks\x12\x1a\n" +
+	"\bstep_key\x18\x04 \x01(\tR\bstep_key\"S\n" +
 	"\x18CommitTransactionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x04wait\x18\x02 \x01(\x0e2\x13.assent.v1.WaitModeR\x04wait\"-\n" +

@@ -1,0 +1,4 @@
+package node
+
+// KeyedStep is for tests that need two keys with one number.
+var KeyedStep = keyedStep
