@@ -202,6 +202,7 @@ func (s *State) applyLevel(level uint32, r *reader) {
 		s.locks.WoundWait()
 	}
 	s.emit(Effect{Kind: EffectLevel})
+	s.breakCycles() // those who wait by now have been waiting under the earlier rule
 }
 
 // knowsShards refuses a record of a cluster with other shards.

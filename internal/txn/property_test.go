@@ -320,6 +320,38 @@ func TestEndedTransactionsLeaveNothing(t *testing.T) {
 	}
 }
 
+// TestLevel: who waits when the rule changes is judged by the new one; a level of a newer
+// version halts.
+func TestLevel(t *testing.T) {
+	s := New(0, 1)
+	var effects []Effect
+	needs := lock.Fold([]lock.Need{{Key: "a/k", Mode: lock.X}})
+	for i, commands := range [][][]byte{
+		{AppendOpen(nil, &Open{ID: testID(1), TimeoutMs: 1000}), AppendOpen(nil, &Open{ID: testID(2), TimeoutMs: 1000})},
+		{AppendEnlist(nil, &Enlist{ID: testID(2), Step: 1, Locks: needs}), AppendEnlist(nil, &Enlist{ID: testID(1), Step: 1, Locks: needs})},
+	} {
+		if err := s.Apply(uint64(i+1), 1, entryOf(commands...), &effects); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if elder := s.Get(testID(1)); !elder.StepPending || s.Level() != 0 {
+		t.Fatalf("before: %s", s)
+	}
+	if err := s.Apply(3, 1, entryOf(AppendLevel(nil, Level)), &effects); err != nil {
+		t.Fatal(err)
+	}
+	elder, younger := s.Get(testID(1)), s.Get(testID(2))
+	if elder.StepPending || younger.Abort == nil || younger.Abort.Reason != reason.Wounded || s.Level() != Level {
+		t.Errorf("after: %s", s)
+	}
+	if err := s.Check(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Apply(4, 1, entryOf(AppendLevel(nil, Level+1)), &effects); err == nil {
+		t.Error("a level that this version does not know was applied")
+	}
+}
+
 // TestStepLimits: a transaction cannot grow without bound, step by step.
 func TestStepLimits(t *testing.T) {
 	st := New(0, 1)
