@@ -192,6 +192,7 @@ type figures struct {
 	WaitsUs                    []uint64 // ascending: latency less work and commit of the try that succeeded
 	LongestReaderUs            uint64
 	MostRestarts               int // within one command
+	EldestGaveWay              int // the eldest of all: then somebody may starve
 }
 
 func (f *figures) percentile(p float64) float64 {
@@ -327,6 +328,9 @@ func (s *simulation) settle() {
 		}
 		i := s.owners[id]
 		c := &s.clients[i]
+		if s.eldest(c) {
+			s.EldestGaveWay++
+		}
 		if len(c.steps) == 1 {
 			restarts++
 			s.Restarts++
@@ -343,4 +347,13 @@ func (s *simulation) settle() {
 		s.at(s.nowUs+about(s.r, rollbackUs), i)
 	}
 	s.MostRestarts = max(s.MostRestarts, restarts)
+}
+
+func (s *simulation) eldest(c *client) bool {
+	for _, i := range s.owners { // order does not matter: all are asked
+		if o := &s.clients[i]; o.bornUs < c.bornUs || o.bornUs == c.bornUs && o.id.Less(c.id) {
+			return false
+		}
+	}
+	return true
 }

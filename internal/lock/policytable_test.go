@@ -11,9 +11,9 @@ import (
 type policy int
 
 const (
-	eldestFirst policy = iota // the table's: elders pass, at most 8 times; the youngest of a cycle gives way
+	eldestFirst policy = iota // the table's without wound-wait: elders pass, at most 8 times; the youngest of a cycle gives way
 	fifo                      // in order of arrival; the youngest of a cycle gives way
-	woundWait                 // elders pass, and whoever keeps an elder waiting gives way
+	woundWait                 // the table's: elders pass; the youngest of a cycle gives way, and whoever keeps an elder waiting
 )
 
 // manager is a lock table for the simulation; keys are services, so that no ancestors
@@ -21,25 +21,44 @@ const (
 type manager interface {
 	ask(owner txnid.ID, at uint64, set []Need) (granted bool)
 	leave(owner txnid.ID) (woken []txnid.ID)
-	giveUp(owner txnid.ID) (woken []txnid.ID) // it rolls back: waits no more, holds until it leaves
-	seal(owner txnid.ID)                      // it is prepared, and cannot give way
-	loser() (owner txnid.ID, needless, ok bool)
+	giveUp(owner txnid.ID) (woken []txnid.ID)   // it rolls back: waits no more, holds until it leaves
+	seal(owner txnid.ID)                        // it is prepared, and cannot give way
+	loser() (owner txnid.ID, needless, ok bool) // needless: it stood in no cycle
 }
 
-// real is the table that is used.
-type real struct{ *Table }
+// realTable is the table that is used.
+type realTable struct {
+	*Table
+	firm map[txnid.ID]bool // they cannot give way
+}
 
-func (r real) ask(owner txnid.ID, at uint64, set []Need) bool { return r.Extend(owner, at, set) }
-func (r real) leave(owner txnid.ID) []txnid.ID                { return r.Drop(owner, nil) }
-func (r real) giveUp(owner txnid.ID) []txnid.ID               { return r.Abandon(owner, nil) }
-func (r real) seal(txnid.ID)                                  {}
-
-func (r real) loser() (owner txnid.ID, needless, ok bool) {
-	cycle := r.NextCycle()
-	if cycle == nil {
-		return owner, false, false
+func newReal(wound bool) realTable {
+	r := realTable{NewTable(), map[txnid.ID]bool{}}
+	if wound {
+		r.WoundWait()
 	}
-	return r.Victim(cycle), false, true
+	return r
+}
+
+func (r realTable) ask(owner txnid.ID, at uint64, set []Need) bool { return r.Extend(owner, at, set) }
+func (r realTable) seal(owner txnid.ID)                            { r.firm[owner] = true }
+
+func (r realTable) leave(owner txnid.ID) []txnid.ID {
+	delete(r.firm, owner)
+	return r.Drop(owner, nil)
+}
+
+func (r realTable) giveUp(owner txnid.ID) []txnid.ID {
+	r.firm[owner] = true
+	return r.Abandon(owner, nil)
+}
+
+func (r realTable) loser() (owner txnid.ID, needless, ok bool) {
+	if cycle := r.NextCycle(); cycle != nil {
+		return r.Victim(cycle), false, true
+	}
+	w, ok := r.NextWound(func(owner txnid.ID) bool { return !r.firm[owner] })
+	return w.For, true, ok
 }
 
 // plain is a table without cunning, with a choice of policies.
@@ -48,7 +67,13 @@ type plain struct {
 	nodes   map[string]*plainNode
 	claims  map[txnid.ID]*plainClaim
 	blocked []*plainClaim
-	touched []string
+	looks   []plainLook
+}
+
+// plainLook is a claim that began to wait, or that converted its lock of a key.
+type plainLook struct {
+	c   *plainClaim
+	key string
 }
 
 type plainNode struct{ holders, queue []*plainSlot }
@@ -61,13 +86,12 @@ type plainSlot struct {
 }
 
 type plainClaim struct {
-	owner  txnid.ID
-	at     uint64
-	todo   []Need
-	held   map[string]Mode
-	wants  *plainSlot // waits at todo[0]
-	sealed bool
-	doomed bool
+	owner txnid.ID
+	at    uint64
+	todo  []Need
+	held  map[string]Mode
+	wants *plainSlot // waits at todo[0]
+	firm  bool       // it is prepared, or rolls back: it cannot give way
 }
 
 func newPlain(p policy) *plain {
@@ -111,10 +135,13 @@ func (t *plain) advance(c *plainClaim) bool {
 			}
 		}
 		n.queue = slices.Insert(n.queue, at, s)
+		if converts {
+			t.looks = append(t.looks, plainLook{c, need.Key})
+		}
 		if len(n.inTheWay(s)) > 0 {
 			c.wants = s
 			t.blocked = append(t.blocked, c)
-			t.touched = append(t.touched, need.Key)
+			t.looks = append(t.looks, plainLook{c, ""})
 			return false
 		}
 		n.grant(s, need.Key)
@@ -179,7 +206,6 @@ func (t *plain) handOn(key string) (woken []txnid.ID) {
 			woken = append(woken, s.c.owner)
 		}
 	}
-	t.touched = append(t.touched, key)
 	return woken
 }
 
@@ -207,7 +233,7 @@ func (t *plain) leave(owner txnid.ID) (woken []txnid.ID) {
 
 func (t *plain) giveUp(owner txnid.ID) []txnid.ID {
 	c := t.claims[owner]
-	c.doomed = true
+	c.firm = true
 	if c.wants == nil {
 		return nil
 	}
@@ -217,12 +243,9 @@ func (t *plain) giveUp(owner txnid.ID) []txnid.ID {
 	return t.handOn(key)
 }
 
-func (t *plain) seal(owner txnid.ID) { t.claims[owner].sealed = true }
+func (t *plain) seal(owner txnid.ID) { t.claims[owner].firm = true }
 
 func (t *plain) loser() (owner txnid.ID, needless, ok bool) {
-	if t.policy == woundWait {
-		return t.wounded()
-	}
 	for ; len(t.blocked) > 0; t.blocked = t.blocked[:len(t.blocked)-1] {
 		c := t.blocked[len(t.blocked)-1]
 		if t.claims[c.owner] != c || c.wants == nil {
@@ -232,27 +255,55 @@ func (t *plain) loser() (owner txnid.ID, needless, ok bool) {
 			return slices.MaxFunc(cycle, byAge).owner, false, true
 		}
 	}
-	return owner, false, false
+	if t.policy == woundWait {
+		owner, ok = t.wounded()
+	}
+	return owner, true, ok
 }
 
 func byAge(a, b *plainClaim) int {
 	return cmp.Or(cmp.Compare(a.at, b.at), compareID(a.owner, b.owner))
 }
 
-// wounded is somebody who keeps an elder waiting; it was needless if it waits in no cycle.
-func (t *plain) wounded() (owner txnid.ID, needless, ok bool) {
-	t.blocked = nil
-	for ; len(t.touched) > 0; t.touched = t.touched[1:] {
-		n := t.nodes[t.touched[0]]
-		for _, s := range n.queue {
-			for _, b := range n.inTheWay(s) {
-				if s.c.elder(b) && !b.sealed && !b.doomed {
-					return b.owner, b.wants == nil || t.cycle(b) == nil, true
+// wounded is somebody who keeps an elder waiting. Conversions are looked at first, and
+// then the eldest.
+func (t *plain) wounded() (owner txnid.ID, ok bool) {
+	for len(t.looks) > 0 {
+		i := 0
+		for j, l := range t.looks {
+			if first := t.looks[i]; (l.key == "") != (first.key == "") {
+				if l.key != "" {
+					i = j
 				}
+			} else if cmp.Or(byAge(l.c, first.c), cmp.Compare(l.key, first.key)) < 0 {
+				i = j
+			}
+		}
+		if owner, ok = t.wound(t.looks[i]); ok {
+			return owner, true
+		}
+		t.looks = slices.Delete(t.looks, i, i+1)
+	}
+	return owner, false
+}
+
+func (t *plain) wound(l plainLook) (owner txnid.ID, ok bool) {
+	switch {
+	case t.claims[l.c.owner] != l.c:
+	case l.key != "":
+		for _, s := range t.nodes[l.key].queue {
+			if s.c.elder(l.c) && !l.c.firm && slices.Contains(t.nodes[l.key].inTheWay(s), l.c) {
+				return l.c.owner, true
+			}
+		}
+	case l.c.wants != nil:
+		for _, b := range t.nodes[l.c.todo[0].Key].inTheWay(l.c.wants) {
+			if l.c.elder(b) && !b.firm {
+				return b.owner, true
 			}
 		}
 	}
-	return owner, false, false
+	return owner, false
 }
 
 // cycle is a shortest one through a claim that waits.
