@@ -51,6 +51,7 @@ lock-restore-drops-shared    |$sim
 lock-restore-drops-shared    |internal/lock|^TestRestoredTableGoesOnAlike$|-rapid.nofailfile
 lock-restore-loses-order     |$sim
 lock-restore-loses-order     |internal/lock|^TestRestoredTableGoesOnAlike$|-rapid.nofailfile
+lock-wound-misses-conversions|internal/lock|^TestScenarios$|-rapid.nofailfile
 map-order-in-apply           |$sim
 not-found-from-memory        |$sim
 one-phase-aborted-by-timeout |$sim

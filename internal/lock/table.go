@@ -109,7 +109,7 @@ func (t *Table) request(c *claim, s *slot) (granted bool) {
 	}
 	s.node = n
 	at, ahead := n.place(s, t.wound)
-	if s.converts && t.wound {
+	if s.converts && t.wound && !mutant.On("lock-wound-misses-conversions") {
 		t.looks.add(look{claim: c, key: s.key})
 	}
 	if mutant.On("lock-holder-only-wait") {
