@@ -22,27 +22,69 @@
 // weaker mode is held meanwhile. Mode U is for reading first and writing later: two
 // that hold S and want X wait for each other, two that want U do not.
 //
-// The table does not know whose home is where: an owner is an id. It searches for
-// cycles and says who is the youngest; who is to give way, and when, the caller decides.
+// The table does not know whose home is where, nor who is prepared: an owner is an id.
+// It says who keeps an elder waiting, and who is the youngest of a cycle; whether one can
+// still give way, and how it does, the caller says.
 //
 // # Who is served
 //
 // A request is granted if it is compatible with all holders and with all who
 // wait ahead of it. A queue serves the eldest first, age being the log time of
-// the claim, then the id: an arriving elder passes younger waiters. Passing a
-// waiter it is compatible with costs that waiter nothing; by others each waiter
-// is passed at most 8 times, and then nobody passes it. So everybody who waits
-// is served once those ahead have gone, and their number is bounded.
+// the claim, then the id: an arriving elder passes younger waiters, however many.
+// Nobody starves by it: whoever comes later is younger, and a retry keeps its age, so
+// that those who can pass a waiter are the elders that it has, and they become fewer.
 //
 // Conversions stand ahead of all others, the eldest first, and nobody passes them:
 // whoever else waits for the node waits for its holders, and they are holders. A
 // conversion passes a waiter only where its claim already stood before it.
 //
+// # Who gives way
+//
+// An elder makes a younger claim that it waits for give way, if that still can; a
+// younger waits for an elder (wound-wait: Rosenkrantz, Stearns, Lewis, 1978). In every
+// cycle of waiting, over however many tables it runs, some elder waits for a younger.
+// That one cannot give way: then it is prepared, and waits for nothing, or it is on its
+// way out already. So no cycle lasts, and tables need not ask each other.
+//
+// Logs that were written before were decided otherwise: there nobody gives way but the
+// victim of a cycle in this table, and incompatible elders pass a waiter at most 8
+// times. That is what a table does until WoundWait is called.
+//
+// An edge from an elder to a younger claim appears at two moments only:
+//
+//   - A claim begins to wait. Holders may be younger, and conversions ahead of it; other
+//     waiters ahead are its elders, since it has passed the younger ones. (In a queue
+//     that was formed before WoundWait was called they need not be.)
+//   - A claim converts its lock of a node, or waits to: elders that wait there may be in
+//     conflict with the new mode and were not with the old.
+//
+// Every other change adds edges towards a claim that is granted something. If it was
+// granted on arrival, those that it is in conflict with are younger, for it waits behind
+// its elders. If it comes from the queue, those behind it that are in conflict waited for
+// it already, and those that it leaves ahead are in none. So these two are looked at when
+// NextWound is asked, and nothing else; the model test looks at all.
+//
+// # Why giving way ends
+//
+// NextWound looks at conversions first, and then at the eldest that has begun to wait.
+// Call a claim at rest when it waits for no younger that may give way. When e is looked
+// at, all its elders are at rest. Whoever gives way then is younger than e, and hands
+// what it had to claims that waited for it: none of them is e's elder, since that one
+// would not be at rest. So e's elders stay where they are, and e itself gives way no more
+// within this command. Now let r give way to e at a node n. If r claimed once, it asks for
+// the same nodes in the same order, and at n, or before, it waits: e holds n by then, or
+// stands ahead. It gets nothing behind n, and e asks for nothing before n, so e does not
+// meet r again. If r has grown, it aborts, and says no from then on. So of each pair of
+// claims the younger gives way to the elder at most once in a command, and the number of
+// wounds is less than the square of the number of claims. With the youngest first it
+// would not be so. (A cycle is broken out of turn; why that ends, see below.)
+//
 // # How a deadlock is found
 //
-// The wait-for graph has an edge from each waiting claim to every other claim that
-// holds its node, or waits there ahead of it, in a conflicting mode. Those ahead
-// count: a cycle can close through one that only queues.
+// A cycle within the table is told before any wound: only its youngest member gives way,
+// and learns why. The wait-for graph has an edge from each waiting claim to every other
+// claim that holds its node, or waits there ahead of it, in a conflicting mode. Those
+// ahead count: a cycle can close through one that only queues.
 //
 // Among claims that never grew there is no cycle. Order the outstanding requests by
 // (node, place in its queue). Whoever waits at node n waits for a holder of n or for
@@ -70,7 +112,7 @@
 // most once for each mode. Of two that convert S to X at one node the second closes a
 // cycle, and the younger is found to be the victim at once.
 //
-// # Why restarting ends
+// # Why breaking cycles ends
 //
 // The victim of a cycle is its youngest member. If it claimed once, Restart gives back
 // all that it has, hands that on, and claims the same set again with the same age. What
@@ -98,6 +140,8 @@
 //
 // An uncontended claim costs one map lookup a node. Queues are intrusive lists
 // with counts by mode, so that joining at the tail, leaving, and handing on do
-// not depend on the length of the queue. A claim that grows keeps its nodes in a map
-// besides, so that a step costs as much as it adds.
+// not depend on the length of the queue; an elder walks past those whom it passes. A claim
+// that grows keeps its nodes in a map besides, so that a step costs as much as it adds.
+// Whoever begins to wait is compared once with each holder, if one of them is in
+// conflict, and with the conversions ahead.
 package lock
