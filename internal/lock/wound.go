@@ -169,6 +169,16 @@ func (n *node) elderBehind(c *claim) (Wait, bool) {
 	return Wait{}, false
 }
 
+// Blocks reports whether the younger of a wait holds what the elder waits for.
+func (t *Table) Blocks(w Wait) bool {
+	elder, younger := t.claims[w.Owner], t.claims[w.For]
+	if elder == nil || younger == nil || elder.granted() || elder.outstanding().key != w.Key {
+		return false
+	}
+	h := younger.holds(w.Key)
+	return h != nil && !Compatible(w.Mode, h.mode)
+}
+
 // WoundOf tells one elder that waits for the owner at a node, if there is one: the
 // first by node and then by place.
 func (t *Table) WoundOf(owner txnid.ID) (Wait, bool) {

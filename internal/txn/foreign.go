@@ -1,6 +1,7 @@
 package txn
 
 import (
+	"fmt"
 	"hash/fnv"
 	"slices"
 	"strings"
@@ -344,7 +345,7 @@ func (s *State) mayGiveWay(id txnid.ID) bool {
 func (s *State) wound(w lock.Wait) {
 	if f := s.claims[w.For]; f != nil {
 		if f.Whole && !f.Granted { // its home has nothing of it
-			s.restart(w.For)
+			s.queueBehind(w)
 			return
 		}
 		f.Asked = true
@@ -357,7 +358,15 @@ func (s *State) wound(w lock.Wait) {
 		s.abort(t, &Abort{Reason: reason.Wounded, Message: cut(DescribeWound(w)), Service: lock.Service(w.Key)}, false)
 		return
 	}
-	s.restart(t.ID)
+	s.queueBehind(w)
+}
+
+// queueBehind restarts the younger of a wait.
+func (s *State) queueBehind(w lock.Wait) {
+	s.restart(w.For)
+	if s.locks.Blocks(w) {
+		panic(fmt.Sprintf("txn: %s gave way to %s, its elder, and got %s back before it", w.For, w.Owner, w.Key))
+	}
 }
 
 // restart makes a claim that was made at once give back what it has and queue again.
