@@ -15,6 +15,7 @@ import (
 	"container/heap"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 
 	"github.com/assent-tx/assent/internal/check"
 	"github.com/assent-tx/assent/internal/check/replay"
@@ -109,8 +110,12 @@ func Run(seed uint64, opt Options) (report Report, err error) {
 		w.opt.Shards = []int{1, 3, 2}[seed%3]
 	}
 	defer func() {
-		if f, ok := recover().(failure); ok {
+		switch f := recover().(type) {
+		case nil:
+		case failure:
 			report, err = w.report, fmt.Errorf("seed %d, at %d us: %s", seed, w.nowUs, string(f))
+		default: // a broken invariant of what runs here
+			report, err = w.report, fmt.Errorf("seed %d, at %d us: panic: %v\n%s", seed, w.nowUs, f, debug.Stack())
 		}
 	}()
 	for i := range opt.Services {
