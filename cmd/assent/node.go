@@ -32,6 +32,8 @@ func newNode(c *config.Serve, registry prometheus.Registerer, logger *slog.Logge
 	sc := shard.DefaultConfig()
 	sc.MaxOpenTransactions = c.MaxOpenTransactions
 	sc.MaxWaitingRequests = c.MaxWaitingRequests
+	sc.MaxKeyWaiters = c.MaxKeyWaiters
+	sc.MaxLockWaitUs = c.MaxLockWait.Microseconds()
 	sc.RetainedTransactions = c.TransactionsRetained
 	sc.RetentionMs = uint64(c.Retention.Milliseconds())
 	sc.DefaultTimeoutMs = uint32(c.TransactionTimeout.Milliseconds())

@@ -50,6 +50,8 @@ type Serve struct {
 	MaxOpenTransactions  int           `group:"transactions" default:"20000" help:"Transactions that have not ended; more are refused."`
 	MaxOperations        int           `group:"transactions" default:"64" help:"Operations of a transaction."`
 	MaxKeys              int           `group:"transactions" default:"256" help:"Keys that a transaction declares."`
+	MaxKeyWaiters        int           `group:"transactions" default:"1000" help:"Transactions that wait for one key; more are refused."`
+	MaxLockWait          time.Duration `group:"transactions" default:"0s" help:"Wait for the locks of a one-shot transaction, or of one step, before it is aborted; 0: until its timeout."`
 
 	MaxRequestBytes    Bytes         `group:"requests" default:"1MiB" help:"Size of a request."`
 	MaxWaitingRequests int           `group:"requests" default:"50000" help:"Requests that wait for an answer; more are refused."`
@@ -165,6 +167,7 @@ func (s *Serve) Validate() error {
 		{"max-open-transactions", int64(s.MaxOpenTransactions), 1, 1_000_000},
 		{"max-operations", int64(s.MaxOperations), 1, 1024},
 		{"max-keys", int64(s.MaxKeys), 1, 4096},
+		{"max-key-waiters", int64(s.MaxKeyWaiters), 1, 1_000_000},
 		{"max-waiting-requests", int64(s.MaxWaitingRequests), 1, 1_000_000},
 		{"max-in-flight", int64(s.MaxInFlight), 1, 10_000},
 	} {
@@ -178,6 +181,7 @@ func (s *Serve) Validate() error {
 	}{
 		{"retention", s.Retention, time.Second, 30 * 24 * time.Hour},
 		{"transaction-timeout", s.TransactionTimeout, 10 * time.Millisecond, 10 * time.Minute},
+		{"max-lock-wait", s.MaxLockWait, 0, 10 * time.Minute},
 		{"request-timeout", s.RequestTimeout, 10 * time.Millisecond, 10 * time.Minute},
 		{"shutdown-timeout", s.ShutdownTimeout, 0, 10 * time.Minute},
 		{"prepare-timeout", s.PrepareTimeout, 10 * time.Millisecond, 10 * time.Minute},

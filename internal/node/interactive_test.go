@@ -345,6 +345,42 @@ func TestInteractiveWound(t *testing.T) {
 	}
 }
 
+// TestMaxLockWait: a step, and a transaction in one request, wait no longer than the
+// limit, each for itself; the time between steps does not count.
+func TestMaxLockWait(t *testing.T) {
+	s := start(t, func(c *shard.Config) { c.MaxLockWaitUs = 100_000 })
+	s.addLedger(t.TempDir(), "a")
+	elder, younger := s.beginTwo()
+	s.step(elder.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, false))
+	s.step(younger.ID, 1, listOp("a", "append", "y", 1, node.Exclusive, false))
+	for {
+		_, err := s.node.Heartbeat(t.Context(), younger.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := s.node.Transaction(t.Context(), younger.ID)
+		if err != nil || r.Abort != nil {
+			t.Fatalf("it waits for nothing: %+v, %v", r, err)
+		}
+		if time.Since(r.Began) > 200*time.Millisecond {
+			break
+		}
+	}
+	waited := "waited for 100 ms, the limit of a wait, for a/x (X) behind transaction " + elder.ID
+	r := s.step(younger.ID, 2, listOp("a", "append", "x", 2, node.Exclusive, false))
+	if r.Abort == nil || r.Abort.Reason != reason.LockTimeout || r.Abort.Message != waited || r.Abort.Service != "a" {
+		t.Errorf("a step: %+v", r)
+	}
+	op := listOp("a", "append", "x", 3, node.Exclusive, false)
+	r = s.submit(node.Submission{ID: node.NewID().String(), Operations: []node.Operation{op.Operation}})
+	if r.Abort == nil || r.Abort.Reason != reason.LockTimeout || r.Abort.Message != waited {
+		t.Errorf("in one request: %+v", r)
+	}
+	if r, err := s.node.Commit(t.Context(), elder.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Errorf("the elder: %+v, %v", r, err)
+	}
+}
+
 // TestInteractiveUpgrade: of two readers that both want to write, the younger dies; with
 // update locks it waits.
 func TestInteractiveUpgrade(t *testing.T) {

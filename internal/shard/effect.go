@@ -94,6 +94,7 @@ func (s *Shard) effect(e *txn.Effect) {
 func (s *Shard) began(t *txn.Txn) {
 	r := s.newRun(t)
 	s.startDeadline(r)
+	s.startLockWait(r)
 	if t.Interactive {
 		s.startIdle(r)
 	}

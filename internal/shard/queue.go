@@ -1,6 +1,8 @@
 package shard
 
 import (
+	"strconv"
+
 	"sort"
 
 	"github.com/assent-tx/assent/internal/reason"
@@ -94,9 +96,10 @@ func (s *Shard) hasEntry() bool {
 const (
 	noBranch   = -1
 	idleBranch = -2 // the client's silence
+	lockBranch = -3 // a wait for locks
 )
 
-// timer is a deadline of a transaction (noBranch, idleBranch) or the retry of a branch. It is
+// timer is a deadline of a transaction (noBranch, idleBranch, lockBranch) or the retry of a branch. It is
 // void if the run no longer has that time.
 type timer struct {
 	atUs   int64
@@ -173,6 +176,8 @@ func (r *run) awaits(t timer) bool {
 	switch t.branch {
 	case noBranch:
 		return r.deadlineUs == t.atUs && !r.t.Status.Decided()
+	case lockBranch:
+		return r.lockUs == t.atUs && r.waitsForLocks()
 	case idleBranch:
 		return r.idleUs == t.atUs && r.t.Status == txn.Active
 	}
@@ -191,6 +196,10 @@ func (s *Shard) fireTimers() {
 		case t.branch == noBranch:
 			if r.deadlineUs == t.atUs {
 				s.timedOut(r)
+			}
+		case t.branch == lockBranch:
+			if r.awaits(t) && !r.deciding {
+				s.lockTimedOut(r, " for "+strconv.FormatInt(s.cfg.MaxLockWaitUs/1000, 10)+" ms, the limit of a wait,")
 			}
 		case t.branch == idleBranch:
 			if r.idleUs == t.atUs {
@@ -221,20 +230,7 @@ func (s *Shard) timedOut(r *run) {
 		return
 	}
 	if t.Status == txn.Active {
-		c := txn.AbortCmd{Reason: reason.LockTimeout, Message: "no lock within the transaction's timeout"}
-		if need, ids, ok := s.st.Waiting(t.ID, 1); ok {
-			c.Message = "waited for " + need.Key + " (" + need.Mode.String() + ")"
-			if len(ids) > 0 {
-				c.Message += " behind transaction " + ids[0].String()
-			}
-			c.Service = serviceOf(need.Key)
-		} else if p := r.waitsAt(); p != nil {
-			c.Message, c.Service = "waited for "+p.key+" ("+p.mode+")", serviceOf(p.key)
-			if len(p.behind) > 0 {
-				c.Message += " behind transaction " + p.behind[0].String()
-			}
-		}
-		s.proposeAbort(r, c)
+		s.lockTimedOut(r, "")
 		return
 	}
 	if t.OnePhase {
@@ -249,6 +245,25 @@ func (s *Shard) timedOut(r *run) {
 				c.Message += ": " + b.lastError
 			}
 			break
+		}
+	}
+	s.proposeAbort(r, c)
+}
+
+// lockTimedOut aborts a transaction that has waited for its locks too long: for its
+// timeout, or for as long as is said.
+func (s *Shard) lockTimedOut(r *run, long string) {
+	c := txn.AbortCmd{Reason: reason.LockTimeout, Message: "no lock within the transaction's timeout"}
+	if need, ids, ok := s.st.Waiting(r.t.ID, 1); ok {
+		c.Message = "waited" + long + " for " + need.Key + " (" + need.Mode.String() + ")"
+		if len(ids) > 0 {
+			c.Message += " behind transaction " + ids[0].String()
+		}
+		c.Service = serviceOf(need.Key)
+	} else if p := r.waitsAt(); p != nil {
+		c.Message, c.Service = "waited"+long+" for "+p.key+" ("+p.mode+")", serviceOf(p.key)
+		if len(p.behind) > 0 {
+			c.Message += " behind transaction " + p.behind[0].String()
 		}
 	}
 	s.proposeAbort(r, c)

@@ -102,7 +102,7 @@ func (s *Shard) fullQueue(locks []lock.Need) *reason.Error {
 	}
 	for _, n := range locks {
 		if waiting := s.st.LockQueue(n.Key); waiting >= s.cfg.MaxKeyWaiters {
-			err := reason.New(reason.TooManyWaiters, "slow down, or declare finer keys", "%d transactions wait for the lock of %q", waiting, n.Key)
+			err := reason.New(reason.TooManyWaiters, "slow down, declare finer keys, or raise --max-key-waiters", "%d transactions wait for the lock of %q", waiting, n.Key)
 			err.RetryAfterMs = 500
 			return err
 		}

@@ -222,6 +222,7 @@ func (s *scenario) run(t *testing.T, d *datadriven.TestData) {
 			d.MaybeScanArgs(t, name, field)
 		}
 		d.MaybeScanArgs(t, "retention", &cfg.RetentionMs)
+		d.MaybeScanArgs(t, "lockwait", &cfg.MaxLockWaitUs)
 		*s = *newScenario(cfg)
 	case "lead":
 		s.term++

@@ -39,6 +39,7 @@ type Config struct {
 
 	MaxOpenTransactions   int    // not ended; more are refused
 	MaxKeyWaiters         int    // transactions that wait for one key; more are refused
+	MaxLockWaitUs         int64  // of a one-shot transaction's locks, or of one step's, before it is aborted; 0: no limit but its timeout
 	MaxWaitingRequests    int    // requests that wait for an answer
 	MaxAppendsInFlight    int    // entries proposed and not yet applied
 	MaxEntryBytes         int    // an entry is closed when it has this many; one command may exceed it
@@ -144,6 +145,7 @@ type run struct {
 	deciding   bool // a decision of this leader is on its way
 	onePhase   bool // the participant has committed in one phase: known before it is recorded
 	deadlineUs int64
+	lockUs     int64 // when its wait for locks is too long; 0: it never is
 	beganUs    int64
 	decidedUs  int64
 	waiters    []waiter
@@ -438,6 +440,7 @@ func (s *Shard) resume() {
 		switch r.t.Status {
 		case txn.Active:
 			s.startDeadline(r)
+			s.startLockWait(r)
 			if r.t.Interactive {
 				s.startIdle(r)
 				s.executeAll(r)
@@ -469,4 +472,19 @@ func (s *Shard) newRun(t *txn.Txn) *run {
 func (s *Shard) startDeadline(r *run) {
 	r.deadlineUs = s.now.MonoUs + int64(r.t.TimeoutMs)*1000
 	s.startTimer(timer{atUs: r.deadlineUs, id: r.t.ID, branch: noBranch})
+}
+
+// startLockWait is called when a transaction or a step asks for its locks.
+func (s *Shard) startLockWait(r *run) {
+	if s.cfg.MaxLockWaitUs == 0 || !r.waitsForLocks() {
+		return
+	}
+	r.lockUs = s.now.MonoUs + s.cfg.MaxLockWaitUs
+	if r.lockUs < r.deadlineUs {
+		s.startTimer(timer{atUs: r.lockUs, id: r.t.ID, branch: lockBranch})
+	}
+}
+
+func (r *run) waitsForLocks() bool {
+	return r.t.Status == txn.Active && (!r.t.Interactive || r.t.StepPending)
 }

@@ -115,6 +115,7 @@ func (s *Shard) stepTaken(e *txn.Effect) {
 	r.touchedUs = s.now.MonoUs
 	if e.Kind == txn.EffectStepTaken {
 		s.askAll(r.t)
+		s.startLockWait(r)
 	}
 	if ok && w.token != 0 {
 		w.repeated = e.Kind == txn.EffectStepRepeated
