@@ -10,9 +10,9 @@ import (
 
 // asked is a question in the notation of these tests: "begin 0-3 open" was asked at 0
 // and answered at 3; "commit 5 nothing" never was.
-func asked(t *testing.T, text string) []operation {
+func asked(t *testing.T, text string) []inquiry {
 	t.Helper()
-	var all []operation
+	var all []inquiry
 	for part := range strings.SplitSeq(text, ";") {
 		words := strings.Fields(part)
 		var call, reply int64
@@ -24,7 +24,7 @@ func asked(t *testing.T, text string) []operation {
 		if q < 0 || o < 0 || (reply == never) != (Outcome(o) == Nothing) {
 			t.Fatalf("%q", part)
 		}
-		all = append(all, operation{"T", Question(q), Outcome(o), call, reply})
+		all = append(all, inquiry{"T", Question(q), Outcome(o), call, reply})
 	}
 	return all
 }
@@ -61,9 +61,12 @@ func TestStatus(t *testing.T) {
 		"submit 0 nothing; rollback 1-2 aborted; submit 3-4 aborted":                 true,
 		"submit 0 nothing; rollback 1-2 aborted; submit 3-4 committed":               false,
 		"commit 0-1 not found; begin 2-3 open; commit 4-5 committed":                 true,
+		"submit 0-9 aborted; look 1-2 open; look 3-4 open; rollback 5-8 aborted":     true,
+		"begin 0-1 open; commit 2-9 not found":                                       false,
+		"commit 0-9 not found; begin 1-2 open; look 3-4 committed":                   false, // it was not asked for
 		"begin 0-1 open; commit 2-3 not found":                                       false,
 	} {
-		if problems := search(asked(t, text), statusModel); (len(problems) == 0) != ok {
+		if problems := checkStatus(asked(t, text)); (len(problems) == 0) != ok {
 			t.Errorf("%s: %v", text, problems)
 		}
 	}
@@ -87,10 +90,9 @@ func lockings(t *testing.T, text string) *Locks {
 			t.Fatalf("%q: %v", part, err)
 		}
 		var granted func()
-		var ended func(bool)
 		moments = append(moments, moment{call, func() {
 			if words[1] == "end" {
-				ended = l.End(words[0])
+				l.End(words[0])
 				return
 			}
 			granted = l.Acquire(words[0], "k", modes[words[1]])
@@ -100,7 +102,7 @@ func lockings(t *testing.T, text string) *Locks {
 		}
 		moments = append(moments, moment{reply, func() {
 			if words[1] == "end" {
-				ended(words[3] == "committed")
+				l.Ended(words[0], words[3] == "committed")
 				return
 			}
 			granted()
@@ -146,7 +148,7 @@ func TestLocks(t *testing.T) {
 // TestExplained: who was told what, and when.
 func TestExplained(t *testing.T) {
 	problems := lockings(t, "A X 0-1; B X 2-5; A end 6-7 committed").Check()
-	if len(problems) != 1 || problems[0].Object != "k" || !strings.Contains(problems[0].Text, "B gets it, exclusive") || !strings.Contains(problems[0].Text, "at most 2 of 4") {
+	if len(problems) != 1 || problems[0].Object != "k" || !strings.Contains(problems[0].Text, "B has it for a moment at least, exclusive") || !strings.Contains(problems[0].Text, "at most 1 of 3") {
 		t.Error(problems)
 	}
 	var s Status
@@ -155,7 +157,7 @@ func TestExplained(t *testing.T) {
 	s.Ask("T", Look)(NotFound)
 	s.Ask("U", Look)(NotFound)
 	problems = s.Check()
-	if len(problems) != 1 || problems[0].Object != "T" || !strings.Contains(problems[0].Text, "answered at never: commit, told: nothing") {
+	if len(problems) != 1 || problems[0].Object != "T" || !strings.Contains(problems[0].Text, "answered at never: commit takes effect") {
 		t.Error(problems)
 	}
 }
@@ -200,7 +202,7 @@ func toyTable(rng *rand.Rand, forgets bool) []Problem {
 		wants   Mode
 		granted func()
 		held    bool
-		ended   func(bool)
+		ending  bool
 	}
 	table := map[string]map[string]Mode{"k0": {}, "k1": {}}
 	var clients []*client
@@ -228,12 +230,13 @@ func toyTable(rng *rand.Rand, forgets bool) []Problem {
 			}
 			continue
 		}
-		if c.ended == nil {
-			c.ended = l.End(c.id)
+		if !c.ending {
+			c.ending = true
+			l.End(c.id)
 			continue
 		}
 		delete(table[c.key], c.id)
-		c.ended(true)
+		l.Ended(c.id, true)
 		clients = slices.Delete(clients, i, i+1)
 	}
 	return l.Check()

@@ -71,27 +71,36 @@ func (l *Locks) Acquire(id, key string, m Mode) (granted func()) {
 	}
 }
 
-// End records that a transaction is asked to commit or to roll back, before it is sent;
-// ended records what was told. Until commit is asked one that commits has its keys; one
-// that aborts may do so by itself, at any time after it was last granted a key.
-func (l *Locks) End(id string) (ended func(committed bool)) {
+// End records that a transaction is asked to commit or to roll back, before it is sent.
+// Until then one that commits has its keys; one that aborts may do so by itself, at any
+// time after it was last granted a key.
+func (l *Locks) End(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.now++
+	e := l.ending(id)
+	e.call = min(e.call, l.now)
+}
+
+// Ended records that a transaction was told to have ended.
+func (l *Locks) Ended(id string, committed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now++
+	e := l.ending(id)
+	e.committed, e.reply = committed, min(e.reply, l.now)
+}
+
+func (l *Locks) ending(id string) *ending {
 	if l.ends == nil {
 		l.ends = map[string]*ending{}
 	}
 	e := l.ends[id]
 	if e == nil {
-		e = &ending{call: l.now, reply: never}
+		e = &ending{call: never, reply: never}
 		l.ends[id] = e
 	}
-	return func(committed bool) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.now++
-		e.committed, e.reply = committed, min(e.reply, l.now)
-	}
+	return e
 }
 
 // Granted is the number of locks that clients were told to have.
@@ -110,40 +119,61 @@ func (l *Locks) Granted() (n int) {
 func (l *Locks) Check() []Problem {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var operations []operation
-	alive := map[string]int64{}   // the last moment at which it had not ended
-	keys := map[string][]string{} // of each transaction
+	granted := map[string][]grant{} // to each transaction
 	for _, g := range l.grants {
-		if g.reply == never {
-			continue
-		}
-		operations = append(operations, operation{g.key, use{g.id, g.mode}, true, g.call, g.reply})
-		alive[g.id] = max(alive[g.id], g.call)
-		if !slices.Contains(keys[g.id], g.key) {
-			keys[g.id] = append(keys[g.id], g.key)
+		if g.reply != never {
+			granted[g.id] = append(granted[g.id], g)
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(keys)) {
-		release := operation{input: use{id: id}, output: false, call: alive[id], reply: never}
+	var operations []operation
+	for _, id := range slices.Sorted(maps.Keys(granted)) {
+		from, to := int64(0), int64(never) // between these it may have ended
+		for _, g := range granted[id] {
+			from = max(from, g.call)
+		}
 		if e := l.ends[id]; e != nil {
-			release.output, release.reply = e.reply != never, e.reply
+			to = e.reply
 			if e.committed {
-				release.call = e.call
+				from = e.call
 			}
 		}
-		for _, key := range keys[id] {
-			release.object = key
-			operations = append(operations, release)
-		}
+		operations = append(operations, uses(granted[id], from, to)...)
 	}
 	return search(operations, lockModel)
 }
 
-// use of a key; mode 0: released.
+// uses of keys by a transaction that ended between two times.
+func uses(granted []grant, from, to int64) (operations []operation) {
+	held := map[string]bool{}
+	for _, g := range granted {
+		if g.call >= from && !held[g.key] {
+			// It may have ended as soon as it had this: all that is known is one moment.
+			operations = append(operations, operation{g.key, use{g.id, g.mode, once}, nil, g.call, g.reply})
+			continue
+		}
+		operations = append(operations, operation{g.key, use{g.id, g.mode, gets}, nil, g.call, g.reply})
+		held[g.key] = true
+	}
+	for _, key := range slices.Sorted(maps.Keys(held)) {
+		operations = append(operations, operation{key, use{granted[0].id, 0, ends}, nil, from, to})
+	}
+	return operations
+}
+
+// use of a key.
 type use struct {
 	id   string
 	mode Mode
+	what usage
 }
+
+type usage uint8
+
+const (
+	gets usage = iota
+	once       // gets it, and ends
+	ends
+)
 
 // held is who has a key, and how.
 type held map[string]Mode
@@ -155,15 +185,15 @@ var lockModel = porcupine.Model{
 		return h.apply(u)
 	},
 	Equal: func(a, b any) bool { return maps.Equal(a.(held), b.(held)) }, //nolint:forcetypeassert // nothing else is put in
-	DescribeOperation: func(in, out any) string {
+	DescribeOperation: func(in, _ any) string {
 		u := in.(use) //nolint:forcetypeassert // nothing else is put in
-		switch {
-		case u.mode != 0:
+		switch u.what {
+		case gets:
 			return fmt.Sprintf("%s gets it, %s", u.id, u.mode)
-		case out == true:
-			return u.id + " ends"
+		case once:
+			return fmt.Sprintf("%s has it for a moment at least, %s", u.id, u.mode)
 		default:
-			return u.id + " may end"
+			return u.id + " ends"
 		}
 	},
 }
@@ -171,11 +201,11 @@ var lockModel = porcupine.Model{
 // apply returns the next state; states are never changed in place.
 func (h held) apply(u use) (bool, held) {
 	mine := h[u.id]
-	if u.mode != 0 && mine.covers(u.mode) {
+	if u.what != ends && mine.covers(u.mode) {
 		return true, h
 	}
-	next := maps.Clone(h)
-	if u.mode == 0 {
+	if u.what == ends {
+		next := maps.Clone(h)
 		delete(next, u.id)
 		return true, next
 	}
@@ -184,6 +214,10 @@ func (h held) apply(u use) (bool, held) {
 			return false, h
 		}
 	}
+	if u.what == once {
+		return true, h
+	}
+	next := maps.Clone(h)
 	next[u.id] = u.mode
 	return true, next
 }

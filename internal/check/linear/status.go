@@ -42,7 +42,14 @@ func (o Outcome) String() string {
 // concurrent use. The zero value is ready.
 type Status struct {
 	clock
-	operations []operation
+	asked []inquiry
+}
+
+type inquiry struct {
+	id          string
+	question    Question
+	outcome     Outcome
+	call, reply int64
 }
 
 // Ask records a question before it is sent, and returns what records its answer after it
@@ -51,8 +58,8 @@ func (s *Status) Ask(id string, q Question) (told func(Outcome)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.now++
-	at := len(s.operations)
-	s.operations = append(s.operations, operation{object: id, input: q, output: Nothing, call: s.now, reply: never})
+	at := len(s.asked)
+	s.asked = append(s.asked, inquiry{id, q, Nothing, s.now, never})
 	return func(o Outcome) {
 		if o == Nothing {
 			return
@@ -60,22 +67,30 @@ func (s *Status) Ask(id string, q Question) (told func(Outcome)) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.now++
-		s.operations[at].output, s.operations[at].reply = o, s.now
+		s.asked[at].outcome, s.asked[at].reply = o, s.now
 	}
-}
-
-// Len is the number of questions.
-func (s *Status) Len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.operations)
 }
 
 // Check returns the transactions that nobody can have told like this.
 func (s *Status) Check() []Problem {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return search(append([]operation(nil), s.operations...), statusModel)
+	return checkStatus(s.asked)
+}
+
+// checkStatus takes a question for two operations: it has its effect at one moment, and
+// its answer, which may wait for a decision, tells of another.
+func checkStatus(asked []inquiry) []Problem {
+	var operations []operation
+	for _, a := range asked {
+		if a.question != Look && a.outcome != NotFound {
+			operations = append(operations, operation{a.id, a.question, nil, a.call, a.reply})
+		}
+		if a.outcome != Nothing {
+			operations = append(operations, operation{a.id, a.question, a.outcome, a.call, a.reply})
+		}
+	}
+	return search(operations, statusModel)
 }
 
 // state of a transaction, as far as clients can know it.
@@ -92,27 +107,37 @@ const (
 var statusModel = porcupine.Model{
 	Init: func() any { return absent },
 	Step: func(s, q, o any) (bool, any) {
-		from, question, outcome := s.(state), q.(Question), o.(Outcome) //nolint:forcetypeassert // nothing else is put in
-		return step(from, question, outcome)
+		if o == nil {
+			return true, arrives(s.(state), q.(Question)) //nolint:forcetypeassert // nothing else is put in
+		}
+		return tell(s.(state), o.(Outcome)) //nolint:forcetypeassert // nothing else is put in
 	},
-	DescribeOperation: func(q, o any) string { return fmt.Sprintf("%s, told: %s", q, o) },
+	DescribeOperation: func(q, o any) string {
+		if o == nil {
+			return fmt.Sprintf("%s takes effect", q)
+		}
+		return fmt.Sprintf("%s is told: %s", q, o)
+	},
 }
 
-// step does what the question asks, and then lets the coordinator decide what it may
-// decide by itself, if that is what was told: an abort of what has begun (a timeout, a
-// victim, a no), a commit of what was sealed.
-func step(s state, q Question, told Outcome) (bool, state) {
+// arrives is what a question changes. A rollback of what has begun gives the coordinator
+// a reason more for what it may do anyway.
+func arrives(s state, q Question) state {
 	switch {
 	case q == Begin && s == absent:
-		s = active
+		return active
 	case q == Submit && s == absent, q == Commit && s == active:
-		s = sealed
-	case q == Rollback && s < committed:
-		// Told otherwise, it came too late, or was not the one to decide.
-		if told == Nothing || told == Aborted {
-			s = aborted
-		}
+		return sealed
+	case q == Rollback && s == absent:
+		return aborted // it will never begin
 	}
+	return s
+}
+
+// tell is whether a client may be told this. What the coordinator may decide by itself is
+// decided when it is told: an abort of what has begun (a timeout, a victim, a no), and a
+// commit of what is sealed.
+func tell(s state, told Outcome) (bool, state) {
 	switch told {
 	case NotFound:
 		return s == absent, s
@@ -120,9 +145,7 @@ func step(s state, q Question, told Outcome) (bool, state) {
 		return s == active || s == sealed, s
 	case Committed:
 		return s == sealed || s == committed, committed
-	case Aborted:
-		return s != absent && s != committed, aborted
 	default:
-		return true, s
+		return s != absent && s != committed, aborted
 	}
 }

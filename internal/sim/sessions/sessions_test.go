@@ -24,6 +24,9 @@ func TestSessions(t *testing.T) {
 		for _, wrong := range r.Replay {
 			t.Fatalf("seed %d: %s", seed, wrong)
 		}
+		for _, p := range r.Locks {
+			t.Fatalf("seed %d: %s: %s", seed, p.Object, p.Text)
+		}
 		sum.Committed += r.Committed
 		sum.Aborted += r.Aborted
 		sum.Unknown += r.Unknown
@@ -37,6 +40,7 @@ func TestSessions(t *testing.T) {
 		sum.Wounded += r.Wounded
 		sum.Yielded += r.Yielded
 		sum.Spread += r.Spread
+		sum.Granted += r.Granted
 	}
 	t.Logf("%+v", sum)
 	if *seeds < 100 {
@@ -44,7 +48,7 @@ func TestSessions(t *testing.T) {
 	}
 	for what, n := range map[string]int{
 		"committed": sum.Committed, "aborted": sum.Aborted, "unknown": sum.Unknown, "deadlocks": sum.Deadlocks, "one-shot victims": sum.Restarted,
-		"dead clients": sum.Idle, "lost executions": sum.Lost, "crashes": sum.Crashes, "retries with their age": sum.Upgraded, "wounds": sum.Wounded, "parts given back": sum.Yielded, "locks at several shards": sum.Spread,
+		"dead clients": sum.Idle, "lost executions": sum.Lost, "crashes": sum.Crashes, "retries with their age": sum.Upgraded, "wounds": sum.Wounded, "parts given back": sum.Yielded, "locks at several shards": sum.Spread, "locks granted": sum.Granted,
 	} {
 		if n == 0 {
 			t.Errorf("never reached: %s", what)
@@ -57,8 +61,8 @@ func TestSessions(t *testing.T) {
 func TestWithoutFaults(t *testing.T) {
 	for seed := range uint64(max(30, *seeds/5)) {
 		r, err := Run(seed, Options{Transactions: 200, Clients: 12, Services: 2, Keys: 2})
-		if err != nil || len(r.Anomalies) > 0 || len(r.Replay) > 0 {
-			t.Fatal(seed, err, r.Anomalies, r.Replay)
+		if err != nil || len(r.Anomalies) > 0 || len(r.Replay) > 0 || len(r.Locks) > 0 {
+			t.Fatal(seed, err, r.Anomalies, r.Replay, r.Locks)
 		}
 		if r.TimedOut > 0 || r.Committed == 0 {
 			t.Errorf("seed %d: %d waited for a lock until their timeout, %d committed", seed, r.TimedOut, r.Committed)
@@ -77,12 +81,51 @@ func TestSameSeed(t *testing.T) {
 	}
 }
 
+// TestLinearLocks: of what clients were told of locks alone, nothing excludes each other.
+func TestLinearLocks(t *testing.T) {
+	opt := DefaultOptions()
+	opt.Trusting = true
+	for seed := range uint64(min(99, *seeds)) {
+		r, err := Run(seed, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range r.Locks {
+			t.Fatalf("seed %d: %s: %s", seed, p.Object, p.Text)
+		}
+	}
+}
+
+// TestStatus: several clients ask about and decide the same transactions.
+func TestStatus(t *testing.T) {
+	var sum StatusReport
+	for seed := *first; seed < *first+uint64(*seeds); seed++ {
+		r, err := RunStatus(seed, DefaultOptions())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range r.Problems {
+			t.Fatalf("seed %d: %s: %s", seed, p.Object, p.Text)
+		}
+		sum.Committed += r.Committed
+		sum.Aborted += r.Aborted
+		sum.Absent += r.Absent
+		sum.Questions += r.Questions
+		sum.Unanswered += r.Unanswered
+		sum.Crashes += r.Crashes
+	}
+	t.Logf("%+v", sum)
+	if *seeds >= 20 && (sum.Committed == 0 || sum.Aborted == 0 || sum.Unanswered == 0 || sum.Crashes == 0) {
+		t.Error("something was never reached")
+	}
+}
+
 // TestWithoutLocks: with locks that exclude nobody, histories are convicted, and
-// replays, by each for itself.
+// replays, and what was told of locks, by each for itself.
 func TestWithoutLocks(t *testing.T) {
 	opt := DefaultOptions()
-	opt.LocksOff = true
-	guilty, differs := 0, 0
+	opt.LocksOff, opt.Trusting = true, true
+	guilty, differs, shared := 0, 0, 0
 	for seed := range uint64(20) {
 		r, err := Run(seed, opt)
 		if err != nil {
@@ -90,9 +133,10 @@ func TestWithoutLocks(t *testing.T) {
 		}
 		guilty += min(1, len(r.Anomalies))
 		differs += min(1, len(r.Replay))
+		shared += min(1, len(r.Locks))
 	}
-	if guilty < 18 || differs < 18 {
-		t.Errorf("of 20 histories without locks %d were convicted, and %d replays", guilty, differs)
+	t.Logf("of 20 runs without locks %d histories were convicted, %d replays, and locks in %d", guilty, differs, shared)
+	if guilty < 18 || differs < 18 || shared < 18 {
+		t.Error("that is too few")
 	}
-	t.Logf("of 20 histories without locks %d were convicted, and %d replays", guilty, differs)
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/assent-tx/assent/internal/check"
+	"github.com/assent-tx/assent/internal/check/linear"
 	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/shard"
@@ -116,10 +117,10 @@ func (u *user) payload(i int) []byte {
 
 func (u *user) home() *coord { return u.w.coords[u.id.Shard(uint32(len(u.w.coords)))] }
 
-// split divides the locks between the home and other shards. The second service has
-// two partitions.
-func (u *user) split(needs []lock.Need) (here []lock.Need, elsewhere []txn.LockPart) {
-	shards := uint32(len(u.w.coords))
+// split divides the locks of a transaction between its home and other shards. The
+// second service has two partitions.
+func (w *world) split(id txnid.ID, needs []lock.Need) (here []lock.Need, elsewhere []txn.LockPart) {
+	shards := uint32(len(w.coords))
 	partitions := func(service string) uint32 {
 		if service == "s1" {
 			return 2
@@ -127,13 +128,19 @@ func (u *user) split(needs []lock.Need) (here []lock.Need, elsewhere []txn.LockP
 		return 1
 	}
 	for _, p := range txn.SplitLocks(lock.Fold(needs), partitions, shards) {
-		if p.Shard == u.id.Shard(shards) {
+		if p.Shard == id.Shard(shards) {
 			here = p.Needs
 		} else {
 			elsewhere = append(elsewhere, p)
 		}
 	}
 	return here, elsewhere
+}
+
+// acquire records that a lock is asked for, whatever is locked instead.
+func (u *user) acquire(i int) (granted func()) {
+	mode := map[lock.Mode]linear.Mode{lock.S: linear.Shared, lock.U: linear.Update, lock.X: linear.Exclusive}[u.modes[i]]
+	return u.w.locks.Acquire(u.id.String(), u.mops[i].Key, mode)
 }
 
 func (u *user) service(i int) string { return u.w.parts[u.where[i]].name }
@@ -152,7 +159,9 @@ func (u *user) again(ask func()) {
 func (u *user) submit() {
 	b := &txn.Begin{ID: u.id, Digest: [32]byte{1}, TimeoutMs: 2_000}
 	var needs []lock.Need
+	var granted []func()
 	at := map[string]int{}
+	u.w.locks.End(u.id.String()) // first: it may end as soon as it has them
 	for i := range u.mops {
 		name := u.service(i)
 		if _, ok := at[name]; !ok {
@@ -161,8 +170,9 @@ func (u *user) submit() {
 		}
 		b.Branches[at[name]].Ops = append(b.Branches[at[name]].Ops, u.payload(i))
 		needs = append(needs, lock.Need{Key: u.key(i), Mode: u.modes[i]})
+		granted = append(granted, u.acquire(i))
 	}
-	b.Locks, b.Foreign = u.split(needs)
+	b.Locks, b.Foreign = u.w.split(u.id, needs)
 	begin := txn.AppendBegin(nil, b)
 	var ask func()
 	ask = func() {
@@ -175,6 +185,10 @@ func (u *user) submit() {
 			case r.View.Txn.Abort != nil:
 				u.aborted(r.View)
 			default:
+				for _, yes := range granted {
+					yes()
+				}
+				u.w.locks.Ended(u.id.String(), true)
 				// Results are best effort: without them the reads are not known.
 				taken := map[int]int{}
 				for i := range u.mops {
@@ -233,6 +247,7 @@ func (u *user) take() {
 	u.step += n
 	c := &txn.Enlist{ID: u.id, Step: uint32(first + 1), Digest: [32]byte{3, byte(first)}}
 	var needs []lock.Need
+	var granted []func()
 	at := map[string]uint32{}
 	for i := first; i < first+n; i++ {
 		name := u.service(i)
@@ -242,8 +257,9 @@ func (u *user) take() {
 		}
 		c.Ops = append(c.Ops, txn.EnlistOp{Branch: at[name], Now: u.now[i], Payload: u.payload(i)})
 		needs = append(needs, lock.Need{Key: u.key(i), Mode: u.modes[i]})
+		granted = append(granted, u.acquire(i))
 	}
-	c.Locks, c.Foreign = u.split(needs)
+	c.Locks, c.Foreign = u.w.split(u.id, needs)
 	enlist := txn.AppendEnlist(nil, c)
 	var ask func()
 	ask = func() {
@@ -258,6 +274,9 @@ func (u *user) take() {
 			case r.View.Txn.Status.Decided():
 				u.decided(r.View)
 			default:
+				for _, yes := range granted {
+					yes()
+				}
 				for i, result := range r.View.StepResults {
 					if u.now[first+i] != (result != nil) {
 						w.fail("step %d of %s: results %s", c.Step, u.id, r.View.StepResults)
@@ -273,6 +292,7 @@ func (u *user) take() {
 }
 
 func (u *user) seal() {
+	u.w.locks.End(u.id.String())
 	var ask func()
 	ask = func() {
 		u.home().ask(func(t shard.Token) shard.Event { return &shard.Seal{Token: t, ID: u.id, Wait: shard.WaitDecided} }, func(r *shard.Reply) {
@@ -294,12 +314,14 @@ func (u *user) decided(v *shard.View) {
 		u.aborted(v)
 		return
 	}
+	u.w.locks.Ended(u.id.String(), true)
 	u.committed()
 }
 
 // aborted tries the same work again where that can help, and keeps its age.
 func (u *user) aborted(v *shard.View) {
 	u.w.history.End(u.process, check.Aborted, nil)
+	u.w.locks.Ended(u.id.String(), false)
 	switch v.Txn.Abort.Reason {
 	case reason.Deadlock, reason.Wounded, reason.LockTimeout, reason.ExecutionLost, reason.VotedNo:
 		if v.Txn.Interactive {

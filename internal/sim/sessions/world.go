@@ -18,6 +18,7 @@ import (
 	"runtime/debug"
 
 	"github.com/assent-tx/assent/internal/check"
+	"github.com/assent-tx/assent/internal/check/linear"
 	"github.com/assent-tx/assent/internal/check/replay"
 	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txnid"
@@ -37,6 +38,7 @@ type Options struct {
 	NoPct        int  // of a prepare
 	SilentPct    int  // of a step: the client dies
 	LocksOff     bool // clients lock keys that nobody else uses: a planted bug
+	Trusting     bool // participants do not look at fencing tokens
 }
 
 // DefaultOptions has some of everything.
@@ -52,8 +54,10 @@ type Report struct {
 	TimedOut                          int // waited for a lock until the timeout
 	Wounded, Yielded, Spread          int // gave way to an elder, at another shard; transactions with locks at several shards
 	Anomalies                         []check.Anomaly
-	Replay                            []string // what differs when the committed are replayed as they were decided
-	Trace                             uint64   // equal for equal seeds
+	Replay                            []string         // what differs when the committed are replayed as they were decided
+	Locks                             []linear.Problem // keys that two had at once
+	Granted                           int              // locks that clients were told to have
+	Trace                             uint64           // equal for equal seeds
 }
 
 type event struct {
@@ -98,32 +102,43 @@ type world struct {
 	lastToken shard.Token
 	lastID    uint64
 	history   check.Recorder
+	locks     linear.Locks
 	decided   []replay.Decision // commits in the order in which they became durable, of all shards
 	values    int64
 	budget    int
 }
 
-// Run runs one seed.
-func Run(seed uint64, opt Options) (report Report, err error) {
+// newWorld is the coordinators and participants of a seed.
+func newWorld(seed uint64, opt Options) *world {
 	w := &world{opt: opt, rng: rand.New(rand.NewPCG(seed, 7)), budget: opt.Transactions}
 	if w.opt.Shards == 0 {
 		w.opt.Shards = []int{1, 3, 2}[seed%3]
 	}
-	defer func() {
-		switch f := recover().(type) {
-		case nil:
-		case failure:
-			report, err = w.report, fmt.Errorf("seed %d, at %d us: %s", seed, w.nowUs, string(f))
-		default: // a broken invariant of what runs here
-			report, err = w.report, fmt.Errorf("seed %d, at %d us: panic: %v\n%s", seed, w.nowUs, f, debug.Stack())
-		}
-	}()
 	for i := range opt.Services {
 		w.parts = append(w.parts, newPart(w, fmt.Sprintf("s%d", i)))
 	}
 	for i := range w.opt.Shards {
 		w.coords = append(w.coords, newCoord(w, i))
 	}
+	return w
+}
+
+// failed makes an error of a broken promise; deferred.
+func (w *world) failed(seed uint64, err *error) {
+	switch f := recover().(type) {
+	case nil:
+	case failure:
+		*err = fmt.Errorf("seed %d, at %d us: %s", seed, w.nowUs, string(f))
+	default: // a broken invariant of what runs here
+		*err = fmt.Errorf("seed %d, at %d us: panic: %v\n%s", seed, w.nowUs, f, debug.Stack())
+	}
+}
+
+// Run runs one seed.
+func Run(seed uint64, opt Options) (report Report, err error) {
+	w := newWorld(seed, opt)
+	defer func() { report = w.report }()
+	defer w.failed(seed, &err)
 	for i := range opt.Clients {
 		u := &user{w: w, process: i}
 		w.users = append(w.users, u)
@@ -254,6 +269,7 @@ func (w *world) audit() {
 	}
 	w.report.Anomalies = check.Check(txns, check.StrictSerializable)
 	w.report.Replay = replay.Run(w.decided, txns, w.lists())
+	w.report.Locks, w.report.Granted = w.locks.Check(), w.locks.Granted()
 }
 
 // lists is what the participants hold.
