@@ -20,6 +20,18 @@ type Config struct {
 	// ClusterID, if not empty, is the cluster the directory must belong to: 32
 	// hexadecimal digits. A new directory takes it; empty: a random one is made.
 	ClusterID string
+	// Founders are the member ids of all founders of a new cluster, in the same order at
+	// each of them; empty: this node alone. Replicas of them vote in a group: shard k
+	// begins with those from the k-th on. Both are recorded in a new directory.
+	Founders []string
+	Replicas int
+	// Join makes a new directory wait for a cluster (ClusterID) to take this node in,
+	// instead of founding one.
+	Join bool
+	// Incarnation of a new directory; 0: 1.
+	Incarnation uint64
+	// Peers connects the groups with those of other nodes; nil: nobody is reached.
+	Peers Network
 	// Machines consume the groups' streams; their number is the shard count,
 	// fixed when the directory is made. 1 to 1,024.
 	Machines []Machine
@@ -34,7 +46,7 @@ type Config struct {
 	Observer Observer
 
 	// ElectionTimeoutMs is how long a voter waits for a leader before it stands;
-	// up to twice that (random). A lone voter leads after that time. Default 25.
+	// up to twice that (random). A lone voter stands at once. Default 500.
 	ElectionTimeoutMs int
 	// AppendStallMs: an append or vote not on disk after that time ends the
 	// process. Default 10,000.
@@ -99,7 +111,7 @@ func (c *Config) withDefaults() (Config, error) {
 		min    int
 		max    int
 	}{
-		{"ElectionTimeoutMs", &d.ElectionTimeoutMs, 25, 5, 600_000},
+		{"ElectionTimeoutMs", &d.ElectionTimeoutMs, 500, 5, 600_000},
 		{"AppendStallMs", &d.AppendStallMs, 10_000, 10, 3_600_000},
 		{"MaxEntryBytes", &d.MaxEntryBytes, 16 << 20, 1, maxEntryBytes},
 		{"MaxBatchEntries", &d.MaxBatchEntries, 256, 1, 1024},

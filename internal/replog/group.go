@@ -22,6 +22,8 @@ type group struct {
 	snaps  *snapStore
 	fsm    *follower
 	raft   *raft.Raft
+
+	transport *transport
 	notify chan bool // from the Raft library, every change in order
 
 	// mu guards admission.

@@ -89,14 +89,8 @@ func (l *Log) open() error {
 	if err != nil {
 		return err
 	}
-	if l.lock, err = l.disk.Lock(l.disk.PathJoin(l.cfg.Dir, lockName)); err != nil {
-		if oserror.IsPermission(err) {
-			return err
-		}
-		return &DirError{
-			Dir: l.cfg.Dir, Err: ErrLocked, Detail: err.Error(),
-			Hint: "stop the process that uses it; two processes never share one",
-		}
+	if l.lock, err = lockDirectory(l.disk, l.cfg.Dir); err != nil {
+		return err
 	}
 	if l.id, err = claimDirectory(l.disk, &l.cfg); err != nil {
 		return err
@@ -129,14 +123,15 @@ func (l *Log) open() error {
 	if err := l.disk.FS.RemoveAll(l.disk.PathJoin(l.cfg.Dir, foundName)); err != nil {
 		return err
 	}
+	// Before anything is appended: a log with entries and without a floor is damaged.
+	if err := l.writeFloor(); err != nil {
+		return err
+	}
 	l.voting.Store(true)
 	for _, g := range l.groups {
 		if err := l.startRaft(g); err != nil {
 			return err
 		}
-	}
-	if err := l.writeFloor(); err != nil {
-		return err
 	}
 	for _, g := range l.groups {
 		g.wg.Add(2)
@@ -295,14 +290,15 @@ func (l *Log) recoverGroup(shard uint32, snapshots string, floor []floorMark) (*
 	}
 	snapshotIndex := g.snaps.index.Load()
 	g.store = &store{database: l.db, shard: shard}
-	r, err := g.store.recover(l.cfg.Dir, snapshotIndex)
+	g.snaps.logEnd = g.store.last.Load
+	r, err := g.store.recover(l.cfg.Dir, snapshotIndex, g.snaps.installed)
 	if err != nil {
 		return nil, err
 	}
 	g.baseBytes.Store(-int64(r.bytesAfterSnapshot))
 	g.baseEntries.Store(-int64(r.entriesAfterSnapshot))
 	g.store.appended = g.kickSnapshot
-	g.fsm = &follower{log: l, shard: shard, machine: l.cfg.Machines[shard]}
+	g.fsm = &follower{log: l, shard: shard, machine: l.cfg.Machines[shard], snaps: g.snaps}
 	g.fsm.applied.Store(snapshotIndex)
 
 	last, term := max(g.store.last.Load(), snapshotIndex), g.store.term.Load()
@@ -322,35 +318,41 @@ func (l *Log) recoverGroup(shard uint32, snapshots string, floor []floorMark) (*
 	return g, nil
 }
 
-// bootstrap makes this node the group's only voter. It can be repeated after a
-// crash at any point.
+// bootstrap makes the founders a group's members. It can be repeated after a crash at
+// any point, and is the same on each of them. A group that this node does not belong to
+// stays empty, and so do all of a node that joins: until a leader takes it in.
 func (l *Log) bootstrap(g *group) error {
+	if l.id.Joined {
+		return nil
+	}
+	voters, learners := l.id.voters(g.shard)
+	if !slices.Contains(voters, l.id.member()) && !slices.Contains(learners, l.id.member()) {
+		return nil
+	}
+	var servers []raft.Server
+	for _, m := range voters {
+		servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(m), Address: raft.ServerAddress(m)})
+	}
+	for _, m := range learners {
+		servers = append(servers, raft.Server{Suffrage: raft.Nonvoter, ID: raft.ServerID(m), Address: raft.ServerAddress(m)})
+	}
 	if err := g.store.SetUint64([]byte("CurrentTerm"), 1); err != nil {
 		return err
 	}
-	return g.store.StoreLog(&raft.Log{
-		Index: 1, Term: 1, Type: raft.LogConfiguration,
-		Data: raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{
-			Suffrage: raft.Voter, ID: raft.ServerID(l.id.Node), Address: l.address(g.shard),
-		}}}),
-	})
+	return g.store.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(raft.Configuration{Servers: servers})})
 }
 
-func (l *Log) address(shard uint32) raft.ServerAddress {
-	return raft.ServerAddress(fmt.Sprintf("%s/%d", l.id.Node, shard))
-}
-
-// startRaft starts a group. Its transport reaches no other process yet: a
-// network transport takes this one's place when a group can have peers.
+// startRaft starts a group.
 func (l *Log) startRaft(g *group) (err error) {
 	defer func() { // the Raft library panics when it cannot store its term
 		if p := recover(); p != nil {
+			_ = g.transport.Close()
 			err = fmt.Errorf("shard %d: panic while starting: %v\n%s", g.shard, p, debug.Stack())
 		}
 	}()
 	timeout := time.Duration(l.cfg.ElectionTimeoutMs) * time.Millisecond
 	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(l.id.Node)
+	rc.LocalID = raft.ServerID(l.id.member())
 	rc.ProtocolVersion = raft.ProtocolVersionMax
 	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = timeout, timeout, timeout
 	rc.MaxAppendEntries = l.cfg.MaxBatchEntries
@@ -361,9 +363,11 @@ func (l *Log) startRaft(g *group) (err error) {
 	rc.NotifyCh = g.notify
 	rc.Logger = raftLogger(l.cfg.Logger.With("shard", g.shard), true)
 	rc.NoLegacyTelemetry = true
-	_, transport := raft.NewInmemTransport(l.address(g.shard))
-	g.raft, err = raft.NewRaft(rc, g.fsm, g.store, g.store, g.snaps, transport)
+	rc.ShutdownOnRemove = false // it idles, and may be taken in again
+	g.transport = l.newTransport(g.shard)
+	g.raft, err = raft.NewRaft(rc, g.fsm, g.store, g.store, g.snaps, g.transport)
 	if err != nil {
+		_ = g.transport.Close() // it has served nobody
 		if cause := l.failure(); cause != nil {
 			return cause
 		}
@@ -372,6 +376,7 @@ func (l *Log) startRaft(g *group) (err error) {
 		}
 		return fmt.Errorf("shard %d: %w", g.shard, err)
 	}
+	g.standIfAlone()
 	return nil
 }
 
@@ -383,6 +388,9 @@ func (l *Log) Shards() uint32 { return uint32(len(l.groups)) }
 
 // ClusterID is 32 hexadecimal digits, made when the directory was.
 func (l *Log) ClusterID() string { return l.id.Cluster }
+
+// Identity says whose log this is.
+func (l *Log) Identity() Identity { return l.id.public() }
 
 // Incarnation is 1, and more after a restore from a backup.
 func (l *Log) Incarnation() uint64 { return l.id.Incarnation }

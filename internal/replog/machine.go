@@ -23,6 +23,7 @@ type follower struct {
 	log     *Log
 	shard   uint32
 	machine Machine
+	snaps   *snapStore
 	entries []Entry // reused
 
 	restoreErr error // of the restore at start
@@ -96,6 +97,8 @@ func (f *follower) Restore(r io.ReadCloser) error {
 	if err := f.machine.Restore(r); err != nil {
 		if !f.log.started.Load() {
 			f.restoreErr = err
+		} else {
+			f.log.fail(fmt.Errorf("shard %d: restore a snapshot that the leader sent: %w", f.shard, err))
 		}
 		return err
 	}
@@ -103,6 +106,7 @@ func (f *follower) Restore(r io.ReadCloser) error {
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return err
 	}
+	f.applied.Store(f.snaps.index.Load())
 	return nil
 }
 

@@ -11,6 +11,8 @@ package replog
 import (
 	"errors"
 	"io"
+	"net"
+	"time"
 )
 
 // What became of a proposal that did not succeed.
@@ -67,8 +69,35 @@ type Group interface {
 	Propose(data []byte, done func(error))
 	// Leadership delivers changes, latest value only.
 	Leadership() <-chan Leadership
+	// Leader is the member id of the leader as far as this node knows, or empty. A
+	// hint: it may have been replaced.
+	Leader() string
+	// Members of the group, as far as this node knows; none: it has no replica here.
+	Members() []Replica
+	// AddLearner takes a member in that receives the log and has no vote; Promote gives
+	// it one; Remove takes it out; Transfer asks a voter to lead (empty: any). Only the
+	// leader can; they return when the change is committed, or began in the case of
+	// Transfer. Repeating them is harmless. Errors wrap ErrNotAppended or ErrUnknown.
+	AddLearner(member string) error
+	Promote(member string) error
+	Remove(member string) error
+	Transfer(to string) error
 	// Stats of this group since start.
 	Stats() Stats
+}
+
+// Replica is a member of a group.
+type Replica struct {
+	Member string
+	Voter  bool
+}
+
+// Network connects the groups of this node with those of other nodes.
+type Network interface {
+	// Listener accepts the connections that other nodes dial for the shard.
+	Listener(shard uint32) net.Listener
+	// Dial connects to a member's shard.
+	Dial(member string, shard uint32, timeout time.Duration) (net.Conn, error)
 }
 
 // Stats counts a group's work since start.

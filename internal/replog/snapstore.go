@@ -42,6 +42,17 @@ type snapStore struct {
 	// index of the newest snapshot that is durable; 0: none. It is raised before
 	// the Raft library cuts the log off below it.
 	index atomic.Uint64
+	// installed: the newest snapshot came from a leader, and the log may end below it.
+	// Set by recover.
+	installed bool
+	logEnd    func() uint64 // the last index in the log
+}
+
+// snapMeta is a snapshot's header.
+type snapMeta struct {
+	raft.SnapshotMeta
+	// Installed: the log ended below it when it was made, since a leader sent it.
+	Installed bool `json:",omitempty"`
 }
 
 var _ raft.SnapshotStore = (*snapStore)(nil)
@@ -81,7 +92,7 @@ func (s *snapStore) Create(version raft.SnapshotVersion, index, term uint64, con
 		Version: version, ID: fmt.Sprintf("%020d-%020d", term, index), Index: index, Term: term,
 		Configuration: configuration, ConfigurationIndex: configurationIndex,
 	}
-	header, err := json.Marshal(meta)
+	header, err := json.Marshal(snapMeta{meta, s.logEnd != nil && index > s.logEnd()})
 	if err != nil {
 		return nil, err
 	}
@@ -137,11 +148,19 @@ func (s *snapStore) all() ([]*raft.SnapshotMeta, error) {
 
 // Open returns a snapshot's meta data and a reader that checks what it reads.
 func (s *snapStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, r, err := s.open(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	return meta, r, nil
+}
+
+func (s *snapStore) open(id string) (*raft.SnapshotMeta, *snapReader, error) {
 	f, err := s.disk.Open(s.path(id))
 	if err != nil {
 		return nil, nil, err
 	}
-	fail := func(err error) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	fail := func(err error) (*raft.SnapshotMeta, *snapReader, error) {
 		_ = f.Close()
 		return nil, nil, fmt.Errorf("%s: %w", s.path(id), err)
 	}
@@ -179,10 +198,11 @@ func (s *snapStore) recover() error {
 	if err != nil || len(metas) == 0 {
 		return err
 	}
-	meta, r, err := s.Open(metas[0].ID)
+	meta, r, err := s.open(metas[0].ID)
 	if err != nil {
 		return err
 	}
+	s.installed = r.installed
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", s.path(meta.ID), err), r.Close())
 	}
@@ -315,7 +335,8 @@ type snapReader struct {
 	size  uint64
 	err   error
 
-	closed bool
+	installed bool
+	closed    bool
 }
 
 func (r *snapReader) header() (*raft.SnapshotMeta, error) {
@@ -334,11 +355,12 @@ func (r *snapReader) header() (*raft.SnapshotMeta, error) {
 	if crc32.Checksum(body[:n], castagnoli) != binary.LittleEndian.Uint32(body[n:]) {
 		return nil, fmt.Errorf("%w: header checksum", errBadSnapshot)
 	}
-	meta := new(raft.SnapshotMeta)
-	if err := json.Unmarshal(body[:n], meta); err != nil {
+	var meta snapMeta
+	if err := json.Unmarshal(body[:n], &meta); err != nil {
 		return nil, fmt.Errorf("%w: header: %w", errBadSnapshot, err)
 	}
-	return meta, nil
+	r.installed = meta.Installed
+	return &meta.SnapshotMeta, nil
 }
 
 func (r *snapReader) Read(p []byte) (int, error) {

@@ -333,7 +333,10 @@ type recovered struct {
 // recover reads all of the group's keys, so that bad blocks are met now and not
 // in the middle of work, and checks that the entries have no hole and join the
 // newest snapshot.
-func (s *store) recover(dir string, snapshotIndex uint64) (recovered, error) {
+//
+// A log that ends before a snapshot which a leader installed is what a crash left of
+// the installation: the snapshot takes its place.
+func (s *store) recover(dir string, snapshotIndex uint64, installed bool) (recovered, error) {
 	var r recovered
 	s.stable = map[string][]byte{}
 	err := s.scan(kindStable, func(key, value []byte) error {
@@ -369,6 +372,9 @@ func (s *store) recover(dir string, snapshotIndex uint64) (recovered, error) {
 		return r, damaged(dir, "shard %d: %v", s.shard, err)
 	}
 	first, last := s.first.Load(), s.last.Load()
+	if installed && last != 0 && last < snapshotIndex {
+		return r, s.DeleteRange(first, last)
+	}
 	switch {
 	case first > snapshotIndex+1:
 		return r, damaged(dir, "shard %d: the log begins at entry %d, the newest snapshot ends at %d", s.shard, first, snapshotIndex)

@@ -1,0 +1,104 @@
+package replog
+
+import (
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// peerTimeout bounds one exchange with a peer, and its dial. Snapshots get more by
+// their size.
+const peerTimeout = 2 * time.Second
+
+// transport carries a group's Raft messages: over Config.Peers, or to nobody. It puts
+// its own messages among those that come in.
+type transport struct {
+	raft.Transport
+	rpcs   chan raft.RPC
+	closed chan struct{}
+	once   sync.Once
+	wg     sync.WaitGroup
+}
+
+func (l *Log) newTransport(shard uint32) *transport {
+	t := &transport{rpcs: make(chan raft.RPC), closed: make(chan struct{})}
+	self := raft.ServerAddress(l.id.member())
+	if l.cfg.Peers == nil {
+		_, t.Transport = raft.NewInmemTransport(self)
+	} else {
+		t.Transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream: streams{l.cfg.Peers.Listener(shard), l.cfg.Peers, shard}, MaxPool: 3, Timeout: peerTimeout,
+			Logger: raftLogger(l.cfg.Logger.With("shard", shard), true),
+		})
+	}
+	t.wg.Go(t.receive)
+	return t
+}
+
+func (t *transport) receive() {
+	for {
+		select {
+		case rpc := <-t.Transport.Consumer():
+			if !t.deliver(rpc) {
+				return
+			}
+		case <-t.closed:
+			return
+		}
+	}
+}
+
+func (t *transport) deliver(rpc raft.RPC) bool {
+	select {
+	case t.rpcs <- rpc:
+		return true
+	case <-t.closed:
+		return false
+	}
+}
+
+// Consumer implements raft.Transport.
+func (t *transport) Consumer() <-chan raft.RPC { return t.rpcs }
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	p, ok := t.Transport.(raft.WithPreVote)
+	if !ok {
+		return fmt.Errorf("%T knows no pre-vote", t.Transport)
+	}
+	return p.RequestPreVote(id, target, args, resp)
+}
+
+// Close implements raft.WithClose.
+func (t *transport) Close() error {
+	var err error
+	t.once.Do(func() {
+		close(t.closed)
+		if c, ok := t.Transport.(raft.WithClose); ok {
+			err = c.Close()
+		}
+		t.wg.Wait()
+	})
+	return err
+}
+
+// stand has this group's voter stand for election now.
+func (t *transport) stand() {
+	now := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
+	t.wg.Go(func() { t.deliver(raft.RPC{Command: now, RespChan: make(chan raft.RPCResponse, 1)}) })
+}
+
+// streams is a group's raft.StreamLayer. Addresses are member ids.
+type streams struct {
+	net.Listener
+	peers Network
+	shard uint32
+}
+
+// Dial implements raft.StreamLayer.
+func (s streams) Dial(member raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	return s.peers.Dial(string(member), s.shard, timeout)
+}
