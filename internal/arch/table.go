@@ -55,6 +55,10 @@ var Table = map[string]Package{
 		"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason",
 		"internal/replog", "internal/rm", "internal/mutant", "internal/failpoint",
 	}},
+	"internal/peer": {Ring: Edge},
+	"internal/cluster": {Ring: Edge, Imports: []string{
+		"internal/node", "internal/peer", "internal/replog", "internal/placement", "internal/reason", "internal/shard", "internal/txn", "internal/txnid",
+	}},
 	"internal/server": {Ring: Edge, Imports: []string{
 		"internal/node", "internal/reason", "internal/txnid", "api/assent/v1",
 		"internal/lock", // CheckKey alone
@@ -81,7 +85,7 @@ var Libraries = map[string][]string{
 	"github.com/cockroachdb/pebble":       {"internal/replog"},
 	"database/sql":                        {"participant", "internal/agent/postgres", "internal/ledger", "rm/rmtest", "internal/rm/rmtest", "cmd/assent"},
 	"modernc.org/sqlite":                  {"internal/ledger", "cmd/assent"},
-	"google.golang.org/grpc":              {".", "api/assent/v1", "internal/server", "cmd/assent"},
+	"google.golang.org/grpc":              {".", "api/assent/v1", "internal/server", "internal/peer", "cmd/assent"},
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},

@@ -254,3 +254,33 @@ type ShardHealth struct {
 	Open    int // transactions not ended
 	Hazards int
 }
+
+// Cluster is what a node knows of its cluster.
+type Cluster struct {
+	ID          string // 32 hexadecimal digits
+	Incarnation uint64 // rises when the cluster is restored from a backup
+	Node        string // the name of the node that answers
+	Shards      []ShardReplicas
+	Members     []Member
+}
+
+// Member is a node of the cluster.
+type Member struct {
+	ID       string // name@digits: of the node with its data directory
+	Name     string
+	Peer     string // host:port between nodes; empty: the node is alone
+	HTTP     string // base URL of its REST API; may be empty
+	GRPC     string // host:port of its gRPC API; may be empty
+	State    string // up, down (not heard lately), leaving (being removed)
+	Draining bool   // leads nothing, and gets nothing new
+	Level    uint32 // of records that its version knows
+}
+
+// ShardReplicas says where a shard is.
+type ShardReplicas struct {
+	Shard    uint32
+	Leader   string // member id; empty: not known
+	Term     uint64
+	Voters   []string // member ids, in order
+	Learners []string
+}

@@ -2,7 +2,6 @@ package node
 
 import (
 	"errors"
-	"sort"
 	"strconv"
 	"time"
 
@@ -149,19 +148,6 @@ func matcher(q ListQuery) (func(*txn.Txn) bool, bool) {
 		}
 		return false
 	}, true
-}
-
-func page(views []*shard.View, size int) TransactionPage {
-	sort.Slice(views, func(i, j int) bool { return views[i].Txn.ID.Less(views[j].Txn.ID) })
-	p := TransactionPage{Transactions: []Transaction{}}
-	if len(views) > size {
-		views = views[:size]
-		p.NextPageToken = views[size-1].Txn.ID.String()
-	}
-	for _, v := range views {
-		p.Transactions = append(p.Transactions, convert(v))
-	}
-	return p
 }
 
 var capabilities = []struct {

@@ -16,7 +16,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -43,7 +42,19 @@ type Config struct {
 	IdleTimeout           time.Duration // of its client's silence
 	InboxLimit            int           // events that wait for a shard; senders then wait
 
+	// Peers are the other nodes of the cluster; nil: there are none.
+	Peers Peers
+
 	Logger *slog.Logger
+}
+
+// Peers are what a node asks of the other nodes of its cluster.
+type Peers interface {
+	// Send hands a message over to the leader of the shard that it is for. It may get
+	// lost: it is sent again as long as it is needed. Send does not wait.
+	Send(m *shard.Message)
+	// KnowsService asks the leader of shard 0.
+	KnowsService(ctx context.Context, name string) (bool, error)
 }
 
 func (c *Config) fill() {
@@ -75,6 +86,7 @@ func (c *Config) fill() {
 
 // Node runs the shards of one process.
 type Node struct {
+	Lists
 	cfg      Config
 	caller   rm.Caller
 	log      *slog.Logger
@@ -94,6 +106,7 @@ type Node struct {
 func New(cfg Config, caller rm.Caller, metrics *Metrics) *Node {
 	cfg.fill()
 	n := &Node{cfg: cfg, caller: caller, log: cfg.Logger, started: time.Now(), listing: make(chan struct{}, 1), metrics: metrics, stop: make(chan struct{})}
+	n.Lists = Lists{n}
 	n.registry.Store(&registry{})
 	for i := range cfg.Shards {
 		sc := cfg.Shard
@@ -165,6 +178,29 @@ func NewIDAt(t time.Time) txnid.ID {
 	return txnid.New(uint64(t.UnixMilli()), random)
 }
 
+// Post takes a message that another node's shard sent to one of this node's. It may get
+// lost.
+func (n *Node) Post(m *shard.Message) {
+	if m.To < n.cfg.Shards {
+		n.runners[m.To].post(m)
+	}
+}
+
+// send hands over a message between shards.
+func (n *Node) send(m *shard.Message) {
+	if r := n.runners[m.To]; n.cfg.Peers == nil || r.health().Leading {
+		r.post(m)
+		return
+	}
+	n.cfg.Peers.Send(m)
+}
+
+// Shards is their number.
+func (n *Node) Shards() uint32 { return n.cfg.Shards }
+
+// Shard tells how a shard of this node stands.
+func (n *Node) Shard(shard uint32) ShardHealth { return n.runners[shard].health() }
+
 func (n *Node) home(id txnid.ID) *runner { return n.runners[id.Shard(n.cfg.Shards)] }
 
 // errStopping is the answer of a node that is being closed.
@@ -191,18 +227,4 @@ func (n *Node) Health() Health {
 	default:
 	}
 	return h
-}
-
-// WaitReady returns when every shard leads.
-func (n *Node) WaitReady(ctx context.Context) error {
-	for _, r := range n.runners {
-		select {
-		case <-r.ledOnce:
-		case <-n.stop:
-			return errStopping()
-		case <-ctx.Done():
-			return errors.Join(ctx.Err(), errors.New(n.Health().Message))
-		}
-	}
-	return nil
 }

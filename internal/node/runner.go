@@ -35,9 +35,7 @@ type runner struct {
 	published uint64                           // loop only: version of the published registry
 	endpoints uint64                           // loop only: version of the endpoint published last
 	lost      []*shard.CallDone                // loop only: calls that could not be made
-	ledOnce   chan struct{}
-	led       bool  // loop only
-	wakeAtUs  int64 // loop only: when the shard wants its next Tick
+	wakeAtUs  int64                            // loop only: when the shard wants its next Tick
 
 	status atomic.Pointer[ShardHealth]
 	group  atomic.Pointer[replog.Group] // nil before Start
@@ -71,7 +69,6 @@ func newRunner(n *Node, cfg shard.Config) *runner {
 		funcs:      make(chan func(*shard.Shard)),
 		proposals:  make(chan []byte, 4*cfg.MaxAppendsInFlight+16),
 		waiting:    map[shard.Token]chan shard.Reply{},
-		ledOnce:    make(chan struct{}),
 	}
 	r.status.Store(&ShardHealth{Shard: r.idx})
 	return r
@@ -181,7 +178,7 @@ func (r *runner) act() {
 		}
 		for i := range rd.Messages {
 			m := rd.Messages[i]
-			r.n.runners[m.To].post(&m)
+			r.n.send(&m)
 		}
 		for i := range rd.Replies {
 			r.answer(&rd.Replies[i])
@@ -217,10 +214,6 @@ func (r *runner) post(ev shard.Event) {
 func (r *runner) report() {
 	st := r.sh.State()
 	leading := r.sh.Leading()
-	if leading && !r.led {
-		r.led = true
-		close(r.ledOnce)
-	}
 	old := r.status.Load()
 	h := ShardHealth{Shard: r.idx, Leading: leading, Term: st.Term(), Applied: st.Applied(), Open: st.Live(), Hazards: st.Hazards()}
 	if *old != h {

@@ -208,15 +208,13 @@ func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service) ([]lock.Nee
 
 // confirmUnknown asks shard 0's leader before a service is called unknown.
 func (n *Node) confirmUnknown(ctx context.Context, name string) *reason.Error {
-	leading, known := false, false
-	err := n.runners[0].run(ctx, func(sh *shard.Shard) {
-		leading, known = sh.Leading(), sh.State().Service(name) != nil
-	})
+	known, err := n.KnowsService(ctx, name)
+	if err != nil && n.cfg.Peers != nil && !n.runners[0].health().Leading {
+		known, err = n.cfg.Peers.KnowsService(ctx, name)
+	}
 	switch {
 	case err != nil:
 		return asReason(err)
-	case !leading:
-		return notReady("services")
 	case known:
 		e := reason.New(reason.UnknownService, "try again", "service %q was registered this moment", name)
 		e.RetryAfterMs = 1
@@ -303,50 +301,6 @@ func (n *Node) Resolve(ctx context.Context, id, note string) (Transaction, error
 	return n.result(&rep)
 }
 
-// Transactions lists transactions of all shards in order of ids.
-func (n *Node) Transactions(ctx context.Context, q ListQuery) (TransactionPage, error) {
-	size := q.PageSize
-	if size == 0 {
-		size = 100
-	}
-	var after txnid.ID
-	if q.PageToken != "" {
-		var err error
-		if after, err = txnid.Parse(q.PageToken); err != nil {
-			return TransactionPage{}, reason.New(reason.InvalidField, "use next_page_token of the previous page", "page_token %q is not one of this list", q.PageToken)
-		}
-	}
-	match, ok := matcher(q)
-	if !ok {
-		return TransactionPage{}, reason.New(reason.InvalidField,
-			"active, preparing, committing, committed, aborting, aborted, in_doubt or hazard", "state %q is not known", q.State)
-	}
-	select {
-	case n.listing <- struct{}{}:
-		defer func() { <-n.listing }()
-	case <-ctx.Done():
-		err := reason.New(reason.Overloaded, "try again later", "too many lists are being made")
-		err.RetryAfterMs = 500
-		return TransactionPage{}, err
-	}
-	var views []*shard.View
-	for _, r := range n.runners {
-		leading := false
-		err := r.run(ctx, func(sh *shard.Shard) {
-			if leading = sh.Leading(); leading {
-				views = append(views, sh.List(after, size+1, match)...)
-			}
-		})
-		if err == nil && !leading {
-			err = notReady("transactions")
-		}
-		if err != nil {
-			return TransactionPage{}, err
-		}
-	}
-	return page(views, size), nil
-}
-
 // PutService registers a service, or replaces its endpoints and limits.
 func (n *Node) PutService(ctx context.Context, spec ServiceSpec) (Service, error) {
 	v, err := n.service(&spec)
@@ -367,60 +321,6 @@ func (n *Node) DeleteService(ctx context.Context, name string) (Service, error) 
 		rep.Err.Code = reason.NotFound
 	}
 	return n.serviceResult(&rep)
-}
-
-// Service returns a registration.
-func (n *Node) Service(ctx context.Context, name string) (Service, error) {
-	e := n.registry.Load().byName[name]
-	if e == nil {
-		err := n.confirmUnknown(ctx, name)
-		if err.Code == reason.UnknownService {
-			err.Code = reason.NotFound
-		}
-		return Service{}, err
-	}
-	list, err := n.describe(ctx, []string{name})
-	if err != nil {
-		return Service{}, err
-	}
-	if len(list) == 0 {
-		return Service{}, reason.New(reason.NotFound, "", "service %q was removed this moment", name)
-	}
-	return list[0], nil
-}
-
-// Services returns the registry in order of names.
-func (n *Node) Services(ctx context.Context) ([]Service, error) {
-	return n.describe(ctx, n.registry.Load().names())
-}
-
-func (n *Node) describe(ctx context.Context, names []string) ([]Service, error) {
-	var list []Service
-	for i, r := range n.runners {
-		leading := false
-		err := r.run(ctx, func(sh *shard.Shard) {
-			if leading = sh.Leading(); !leading {
-				return
-			}
-			if i == 0 { // the registry
-				for _, name := range names {
-					if v := sh.State().Service(name); v != nil {
-						list = append(list, describeService(&shard.ServiceView{Service: *v}))
-					}
-				}
-			}
-			for j := range list {
-				list[j].OpenTransactions += sh.State().OpenAt(list[j].Name)
-			}
-		})
-		if err == nil && !leading {
-			err = notReady("services")
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	return list, nil
 }
 
 // notReady: what is here is old, until the log was read to its end.

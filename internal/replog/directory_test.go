@@ -167,6 +167,8 @@ func TestBadConfig(t *testing.T) {
 func TestLockedBySelf(t *testing.T) {
 	dir := t.TempDir()
 	l := open(t, config(dir, newRecorder()))
+	lead(t, l.Group(0))
+	mustPropose(t, l.Group(0), "x") // from here on nothing is written by itself
 	refused(t, config(dir, newRecorder()), ErrLocked)
 	closeLog(t, l)
 	closeLog(t, open(t, config(dir, newRecorder())))

@@ -16,15 +16,15 @@ import (
 //
 //	Propose -> admission (bounded) -> raft.ApplyLog -> queue -> finisher waits for the future -> done
 type group struct {
-	log    *Log
-	shard  uint32
-	store  *store
-	snaps  *snapStore
-	fsm    *follower
-	raft   *raft.Raft
+	log   *Log
+	shard uint32
+	store *store
+	snaps *snapStore
+	fsm   *follower
+	raft  *raft.Raft
 
 	transport *transport
-	notify chan bool // from the Raft library, every change in order
+	notify    chan bool // from the Raft library, every change in order
 
 	// mu guards admission.
 	mu       sync.Mutex
