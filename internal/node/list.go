@@ -128,7 +128,7 @@ func (l Lists) services(ctx context.Context, name string) ([]Service, error) {
 }
 
 // lead runs f on a shard that this node leads.
-func (n *Node) lead(ctx context.Context, at uint32, what string, f func(*shard.Shard)) error {
+func (n *Node) lead(ctx context.Context, at uint32, f func(*shard.Shard)) error {
 	if at >= n.cfg.Shards {
 		return reason.New(reason.InvalidField, "", "there is no shard %d", at)
 	}
@@ -139,13 +139,13 @@ func (n *Node) lead(ctx context.Context, at uint32, what string, f func(*shard.S
 		}
 	})
 	if err == nil && !leading {
-		return notReady(what)
+		return shard.NotLeader(at)
 	}
 	return err
 }
 
 // scan is lead for what takes long: one at a time.
-func (n *Node) scan(ctx context.Context, at uint32, what string, f func(*shard.Shard)) error {
+func (n *Node) scan(ctx context.Context, at uint32, f func(*shard.Shard)) error {
 	select {
 	case n.listing <- struct{}{}:
 		defer func() { <-n.listing }()
@@ -154,7 +154,7 @@ func (n *Node) scan(ctx context.Context, at uint32, what string, f func(*shard.S
 		err.RetryAfterMs = 500
 		return err
 	}
-	return n.lead(ctx, at, what, f)
+	return n.lead(ctx, at, f)
 }
 
 func pageSize(size int) int {
@@ -179,7 +179,7 @@ func (n *Node) TransactionsAt(ctx context.Context, at uint32, q ListQuery) ([]Tr
 			"active, preparing, committing, committed, aborting, aborted, in_doubt or hazard", "state %q is not known", q.State)
 	}
 	var views []*shard.View
-	err := n.scan(ctx, at, "transactions", func(sh *shard.Shard) { views = sh.List(after, pageSize(q.PageSize)+1, match) })
+	err := n.scan(ctx, at, func(sh *shard.Shard) { views = sh.List(after, pageSize(q.PageSize)+1, match) })
 	list := make([]Transaction, len(views))
 	for i, v := range views {
 		list[i] = convert(v)
@@ -197,7 +197,7 @@ func (n *Node) LocksAt(ctx context.Context, at uint32, q LockQuery) ([]Lock, err
 		return (!q.Waited || waiters > 0) && (prefix == "" || key == prefix || strings.HasPrefix(key, prefix+"/"))
 	}
 	var list []Lock
-	err := n.scan(ctx, at, "locks", func(sh *shard.Shard) {
+	err := n.scan(ctx, at, func(sh *shard.Shard) {
 		st := sh.State()
 		for _, node := range st.Locks(q.PageToken, pageSize(q.PageSize)+1, match) {
 			service, key, _ := strings.Cut(node.Key, "/")
@@ -212,7 +212,7 @@ func (n *Node) LocksAt(ctx context.Context, at uint32, q LockQuery) ([]Lock, err
 // DeadlocksAt is a shard's part of the latest cycles of waiting that were broken.
 func (n *Node) DeadlocksAt(ctx context.Context, at uint32) ([]Deadlock, error) {
 	var list []Deadlock
-	err := n.lead(ctx, at, "deadlocks", func(sh *shard.Shard) {
+	err := n.lead(ctx, at, func(sh *shard.Shard) {
 		for _, d := range sh.Deadlocks() {
 			out := Deadlock{At: unixMs(d.AtMs), Shard: at, Victim: d.Victim.String(), Restarted: d.Restarted}
 			for _, w := range d.Cycle {
@@ -229,7 +229,7 @@ func (n *Node) DeadlocksAt(ctx context.Context, at uint32) ([]Deadlock, error) {
 // Open transactions are not counted yet.
 func (n *Node) ServicesAt(ctx context.Context, name string) ([]Service, error) {
 	var list []Service
-	err := n.lead(ctx, 0, "services", func(sh *shard.Shard) {
+	err := n.lead(ctx, 0, func(sh *shard.Shard) {
 		for _, v := range sh.State().Services() {
 			if name == "" || v.Name == name {
 				list = append(list, describeService(&shard.ServiceView{Service: *v}))
@@ -242,7 +242,7 @@ func (n *Node) ServicesAt(ctx context.Context, name string) ([]Service, error) {
 // OpenAt counts a shard's open transactions at services.
 func (n *Node) OpenAt(ctx context.Context, at uint32, services []string) ([]int, error) {
 	open := make([]int, len(services))
-	err := n.lead(ctx, at, "services", func(sh *shard.Shard) {
+	err := n.lead(ctx, at, func(sh *shard.Shard) {
 		for i, name := range services {
 			open[i] = sh.State().OpenAt(name)
 		}
@@ -252,7 +252,7 @@ func (n *Node) OpenAt(ctx context.Context, at uint32, services []string) ([]int,
 
 // KnowsService asks shard 0, which this node must lead.
 func (n *Node) KnowsService(ctx context.Context, name string) (known bool, err error) {
-	err = n.lead(ctx, 0, "services", func(sh *shard.Shard) { known = sh.State().Service(name) != nil })
+	err = n.lead(ctx, 0, func(sh *shard.Shard) { known = sh.State().Service(name) != nil })
 	return known, err
 }
 

@@ -529,18 +529,18 @@ func TestDrainingServiceMayMove(t *testing.T) {
 }
 
 // Until the log was read to its end, nothing is told from what has been read.
-func TestNotReadyTellsNothing(t *testing.T) {
+func TestFollowerTellsNothing(t *testing.T) {
 	s := start(t, nil)
 	s.register(newFake(t, "a"), nil)
 	s.submit(node.Submission{Operations: []node.Operation{op("a", "k")}})
 	fresh := node.New(node.Config{Name: "n1", Shard: shard.DefaultConfig()}, rmhttp.New(rmhttp.Config{}), nil) // has no log yet
 	defer fresh.Close()
 	_, err := fresh.Transactions(t.Context(), node.ListQuery{})
-	wantCode(t, err, reason.NotReady)
+	wantCode(t, err, reason.NotLeader)
 	_, err = fresh.Services(t.Context())
-	wantCode(t, err, reason.NotReady)
+	wantCode(t, err, reason.NotLeader)
 	_, err = fresh.Service(t.Context(), "a")
-	wantCode(t, err, reason.NotReady)
+	wantCode(t, err, reason.NotLeader)
 	_, err = fresh.Transaction(t.Context(), node.NewID().String())
-	wantCode(t, err, reason.NotReady)
+	wantCode(t, err, reason.NotLeader)
 }

@@ -323,13 +323,6 @@ func (n *Node) DeleteService(ctx context.Context, name string) (Service, error) 
 	return n.serviceResult(&rep)
 }
 
-// notReady: what is here is old, until the log was read to its end.
-func notReady(what string) *reason.Error {
-	e := reason.New(reason.NotReady, "try again", "the log is being read; what is known of %s may be old", what)
-	e.RetryAfterMs = 200
-	return e
-}
-
 // unixMs converts a log time; 0 is the zero time.
 func unixMs(ms uint64) time.Time {
 	if ms == 0 {

@@ -35,7 +35,8 @@ const (
 	AlreadyCommitted   Code = "ALREADY_COMMITTED"   // rollback asked after the commit decision
 	OnePhasePending    Code = "ONE_PHASE_PENDING"   // only the participant's answer decides, and it is awaited
 	Overloaded         Code = "OVERLOADED"          // a limit is reached; try again later
-	NotReady           Code = "NOT_READY"           // no leader here yet, or shutting down
+	NotReady           Code = "NOT_READY"           // starting, without a leader, or shutting down
+	NotLeader          Code = "NOT_LEADER"          // this replica does not lead the shard: another may
 	OutcomeUnknown     Code = "OUTCOME_UNKNOWN"     // the request may or may not have been taken: ask with the id
 	Internal           Code = "INTERNAL"            // a broken invariant or an unforeseen error
 	MethodNotAllowed   Code = "METHOD_NOT_ALLOWED"  // the path exists, the method does not

@@ -58,6 +58,7 @@ var wireCodes = map[reason.Code]wireCode{
 	reason.OnePhasePending:    {codes.FailedPrecondition, http.StatusConflict},
 	reason.Overloaded:         {codes.ResourceExhausted, http.StatusTooManyRequests},
 	reason.NotReady:           {codes.Unavailable, http.StatusServiceUnavailable},
+	reason.NotLeader:          {codes.Unavailable, http.StatusServiceUnavailable},
 	reason.OutcomeUnknown:     {codes.DeadlineExceeded, http.StatusGatewayTimeout},
 	reason.Internal:           {codes.Internal, http.StatusInternalServerError},
 	reason.MethodNotAllowed:   {codes.Unimplemented, http.StatusMethodNotAllowed},
@@ -132,7 +133,7 @@ func problemOf(err error) problem {
 		code = wireCodes[reason.Internal]
 	}
 	p.code = code
-	if p.err.RetryAfterMs == 0 && (p.err.Code == reason.Overloaded || p.err.Code == reason.NotReady) {
+	if p.err.RetryAfterMs == 0 && (p.err.Code == reason.Overloaded || p.err.Code == reason.NotReady || p.err.Code == reason.NotLeader) {
 		p.err.RetryAfterMs = 1000
 	}
 	return p

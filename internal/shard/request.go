@@ -38,12 +38,21 @@ func refusal(code reason.Code, subject string) *reason.Error {
 	return reason.New(code, "", "refused: %s", subject)
 }
 
+// NotLeader is the answer of a replica that does not lead: nothing was taken, and what
+// is here may be old.
+func NotLeader(shard uint32) *reason.Error {
+	err := reason.New(reason.NotLeader, "try another node, or again", "shard %d is not led here", shard)
+	err.RetryAfterMs = 50
+	return err
+}
+
 // admit refuses a request that this shard cannot take now.
 func (s *Shard) admit(token Token) bool {
 	var err *reason.Error
 	switch {
 	case !s.leading:
-		err = reason.New(reason.NotReady, "try again", "shard %d has no leader here yet", s.cfg.Shard)
+		s.refuse(token, NotLeader(s.cfg.Shard))
+		return false
 	case s.waiting >= s.cfg.MaxWaitingRequests:
 		err = reason.New(reason.Overloaded, "slow down, or raise --max-waiting-requests", "%d requests wait for an answer", s.waiting)
 	default:

@@ -143,7 +143,7 @@ func (a *auditor) refused(q *request, err *reason.Error) {
 				w.fail("%s refused with %s, but it has begun", short(q.id), err.Code)
 			}
 		}
-	case reason.NotReady, reason.OnePhasePending, reason.NotAHazard, reason.InvalidService:
+	case reason.NotLeader, reason.OnePhasePending, reason.NotAHazard, reason.InvalidService:
 	default:
 		w.fail("unforeseen answer %s", err)
 	}

@@ -404,7 +404,7 @@ func (c *clients) reply(h *home, rep *shard.Reply) {
 		if c.w.chance(c.w.opt.RetryPct) && c.w.rng.IntN(4) == 0 {
 			c.repeat(q, c.w.upTo(90_000_000)) // says it again, maybe when it is long forgotten
 		}
-	case rep.Err.Code == reason.OutcomeUnknown, rep.Err.Code == reason.NotReady, rep.Err.Code == reason.Overloaded, rep.Err.Code == reason.UnknownService:
+	case rep.Err.Code == reason.OutcomeUnknown, rep.Err.Code == reason.NotLeader, rep.Err.Code == reason.Overloaded, rep.Err.Code == reason.UnknownService:
 		c.repeat(q, c.w.around(300_000))
 	}
 }
