@@ -40,6 +40,7 @@ test: deps ## everything that must pass, in a quarter of an hour on two cores
 	@unformatted="$$(gofmt -l $(GOFILES))"; test -z "$$unformatted" || { echo "gofmt -w is needed for:" $$unformatted; exit 1; }
 	$(GO) test ./internal/arch
 	$(GO) test -race -timeout 12m ./...
+	$(GO) test -tags previouslevel -run PreviousLevel ./internal/txn ./internal/shard
 	scripts/mutants.sh $(MUTANTS)
 
 lint: ## golangci-lint, and the API definition against its generated files

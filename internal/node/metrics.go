@@ -165,7 +165,7 @@ func (m *Metrics) observe(e *shard.Notice) {
 		m.cycles.Observe(float64(e.N))
 	case shard.NoticeWounded:
 		m.wounds.Inc()
-	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService:
+	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService, shard.NoticeLevel:
 	}
 }
 
@@ -270,6 +270,8 @@ func (n *Node) observe(idx uint32, e *shard.Notice) {
 		n.log.Info("no longer leading", "shard", idx)
 	case shard.NoticeService:
 		n.log.Info("service "+e.Text, "service", e.Service)
+	case shard.NoticeLevel:
+		n.log.Info("the log has reached a feature level", "shard", idx, "level", e.N)
 	case shard.NoticeResolved:
 		n.log.Info("hazard resolved", "transaction", e.ID.String())
 	case shard.NoticeRetry:

@@ -37,6 +37,7 @@ const (
 	Overloaded         Code = "OVERLOADED"          // a limit is reached; try again later
 	NotReady           Code = "NOT_READY"           // starting, without a leader, or shutting down
 	NotLeader          Code = "NOT_LEADER"          // this replica does not lead the shard: another may
+	UpgradePending     Code = "UPGRADE_PENDING"     // some node of the cluster runs a version that does not know this yet
 	OutcomeUnknown     Code = "OUTCOME_UNKNOWN"     // the request may or may not have been taken: ask with the id
 	Internal           Code = "INTERNAL"            // a broken invariant or an unforeseen error
 	MethodNotAllowed   Code = "METHOD_NOT_ALLOWED"  // the path exists, the method does not

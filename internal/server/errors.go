@@ -59,6 +59,7 @@ var wireCodes = map[reason.Code]wireCode{
 	reason.Overloaded:         {codes.ResourceExhausted, http.StatusTooManyRequests},
 	reason.NotReady:           {codes.Unavailable, http.StatusServiceUnavailable},
 	reason.NotLeader:          {codes.Unavailable, http.StatusServiceUnavailable},
+	reason.UpgradePending:     {codes.Unavailable, http.StatusServiceUnavailable},
 	reason.OutcomeUnknown:     {codes.DeadlineExceeded, http.StatusGatewayTimeout},
 	reason.Internal:           {codes.Internal, http.StatusInternalServerError},
 	reason.MethodNotAllowed:   {codes.Unimplemented, http.StatusMethodNotAllowed},

@@ -87,7 +87,9 @@ func (s *Shard) effect(e *txn.Effect) {
 		s.giveWay(e.ID)
 	case txn.EffectDrainedHere:
 		s.drainedHere(e)
-	case txn.EffectBooted, txn.EffectLed, txn.EffectStale, txn.EffectLevel: // Apply knows whose LEAD it was
+	case txn.EffectLevel:
+		s.notice(Notice{Kind: NoticeLevel, N: int(s.st.Level())})
+	case txn.EffectBooted, txn.EffectLed, txn.EffectStale: // Apply knows whose LEAD it was
 	}
 }
 

@@ -171,8 +171,17 @@ type Deadlock struct {
 func (s *Shard) Deadlocks() []Deadlock { return s.deadlocks }
 
 // Lead says that this node leads in Term as far as the log knows; leadership
-// begins when the LEAD record that Step proposes now is applied.
-type Lead struct{ Term uint64 }
+// begins when the LEAD record that Step proposes now is applied. Level is what every
+// member of the cluster knows: the log is raised to it, and not beyond what this binary
+// knows. 0 is that: a node alone.
+type Lead struct {
+	Term  uint64
+	Level uint32
+}
+
+// RaiseLevel says that by now every member knows a level: see Lead. A shard that neither
+// leads nor is about to ignores it.
+type RaiseLevel struct{ Level uint32 }
 
 // Follow says that leadership is lost, or that a proposal failed.
 type Follow struct{}
@@ -192,6 +201,7 @@ func (*DeleteService) event() {}
 func (*Cancel) event()        {}
 func (*CallDone) event()      {}
 func (*Lead) event()          {}
+func (*RaiseLevel) event()    {}
 func (*Follow) event()        {}
 func (*Tick) event()          {}
 
@@ -300,6 +310,7 @@ const (
 	NoticeStep                             // ID, N: the step; DurUs until its locks were held
 	NoticeDeadlock                         // ID: the victim; Text: the cycle; N: its length
 	NoticeWounded                          // ID: gave way to an elder; Text
+	NoticeLevel                            // N: the log has reached this level
 )
 
 // Notice is one event for people and meters.

@@ -146,7 +146,7 @@ func (s *Shard) resumeForeign(live []txnid.ID) {
 }
 
 func (s *Shard) message(m *Message) {
-	if !s.leading {
+	if !s.leading || s.st.Level() < txn.LevelSpread {
 		return // who needs an answer asks again
 	}
 	switch m.Kind {

@@ -88,7 +88,9 @@ func (s *Shard) submit(ev *Submit) {
 		err = reason.New(reason.Overloaded, "slow down, or raise --max-open-transactions", "%d transactions are open", s.st.Live())
 		err.RetryAfterMs = 500
 	default:
-		err = s.fullQueue(ev.Locks)
+		if err = s.tooNew(ev.Begin); err == nil {
+			err = s.fullQueue(ev.Locks)
+		}
 	}
 	if err != nil {
 		s.refuse(ev.Token, err)

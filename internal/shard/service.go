@@ -6,10 +6,16 @@ import "github.com/assent-tx/assent/internal/txn"
 // which no transaction may begin there, and REMOVE, once the last has ended.
 
 func (s *Shard) putService(ev *PutService) {
-	if s.admit(ev.Token) {
-		s.waitService(ev.Service.Name, svcWaiter{token: ev.Token})
-		s.command(txn.AppendPutService(s.openEntry(), ev.Service))
+	if !s.admit(ev.Token) {
+		return
 	}
+	command := txn.AppendPutService(nil, ev.Service)
+	if err := s.tooNew(command); err != nil {
+		s.refuse(ev.Token, err)
+		return
+	}
+	s.waitService(ev.Service.Name, svcWaiter{token: ev.Token})
+	s.command(append(s.openEntry(), command...))
 }
 
 func (s *Shard) deleteService(ev *DeleteService) {

@@ -131,6 +131,8 @@ type Shard struct {
 	leadEntry    []byte // to be proposed
 	leadProposed []byte // the LEAD of this leadership; nil: leads, or was told to follow
 	leadTry      uint64 // how many LEADs of this term came before
+	allKnow      uint32 // the level that every member knows, at most this binary's; 0: not to lead
+	raised       uint32 // the level that this leadership has proposed
 
 	timers  timerHeap
 	effects []txn.Effect
@@ -260,6 +262,7 @@ func (s *Shard) reset() {
 	s.wantEntry, s.pendingBytes, s.inFlight = false, 0, 0
 	s.proposedSeq, s.appliedSeq = 0, 0
 	s.leadEntry, s.leadProposed = nil, nil
+	s.allKnow, s.raised = 0, 0
 	s.timers = nil
 	s.foreign = newForeign()
 }
@@ -295,7 +298,9 @@ func (s *Shard) Step(now Time, ev Event) {
 	case *ServiceBack:
 		s.wakeService(ev.Name, 8*s.cfg.RecoveryWakeups)
 	case *Lead:
-		s.lead(ev.Term)
+		s.lead(ev.Term, ev.Level)
+	case *RaiseLevel:
+		s.raiseLevel(ev.Level)
 	case *Follow:
 		s.follow()
 	case *Tick:
@@ -355,8 +360,12 @@ func (s *Shard) setNow(now Time) {
 func (s *Shard) notice(n Notice) { s.out.Notices = append(s.out.Notices, n) }
 
 // lead proposes LEAD; nothing else is proposed before it is applied.
-func (s *Shard) lead(term uint64) {
+func (s *Shard) lead(term uint64, level uint32) {
 	s.follow()
+	if level == 0 {
+		level = txn.Level
+	}
+	s.allKnow = min(level, txn.Level)
 	if s.leadTry++; term != s.term {
 		s.leadTry = 0
 	}
@@ -372,8 +381,8 @@ func (s *Shard) lead(term uint64) {
 		node += " try " + strconv.FormatUint(s.leadTry+1, 10)
 	}
 	s.leadEntry = txn.AppendLead(entry, txn.Lead{Node: node})
-	if s.st.Level() < txn.Level {
-		s.leadEntry = txn.AppendLevel(s.leadEntry, txn.Level)
+	if s.raised = s.allKnow; s.st.Level() < s.raised {
+		s.leadEntry = txn.AppendLevel(s.leadEntry, s.raised)
 	}
 	if mutant.On("leading-before-lead-applied") {
 		s.leading = true
@@ -455,6 +464,7 @@ func (s *Shard) resume() {
 		case txn.Committed, txn.Aborted: // not among the live
 		}
 	}
+	s.raiseLevel(s.allKnow)
 	s.resumeForeign(live)
 	for _, v := range s.st.Services() {
 		s.removeIfDrained(v.Name)

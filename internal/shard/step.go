@@ -53,7 +53,11 @@ func (s *Shard) enlist(ev *Enlist) {
 			return
 		}
 	}
-	if err := s.fullQueue(ev.Locks); err != nil {
+	err := s.tooNew(ev.Enlist)
+	if err == nil {
+		err = s.fullQueue(ev.Locks)
+	}
+	if err != nil {
 		s.refuse(ev.Token, err)
 		return
 	}

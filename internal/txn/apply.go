@@ -92,7 +92,9 @@ func (s *State) Apply(index, term uint64, entry []byte, eff *[]Effect) error {
 	r := &reader{b: entry[HeaderBytes:]}
 	for len(r.b) > 0 {
 		k := kind(r.byte())
-		s.applyOne(k, term, r)
+		if s.known(k, r) {
+			s.applyOne(k, term, r)
+		}
 		if r.err != nil {
 			return fmt.Errorf("entry %d, command %d: %w", index, k, r.err)
 		}
@@ -176,33 +178,7 @@ func (s *State) applyOne(k kind, term uint64, r *reader) {
 		}
 	case kindLocked, kindYield, kindClaim, kindRelease, kindDrainHere:
 		s.applyForeign(k, r)
-	default:
-		r.fail(fmt.Sprintf("record kind %d, written by a newer version", k))
 	}
-}
-
-// Levels: what a cluster may write and how it decides is fixed by the level in its log,
-// so that what was written before is read as it was meant.
-const (
-	levelWoundWait = 1 // elders make the younger give way; locks over several shards
-	// Level is the highest that this binary knows.
-	Level = 1
-)
-
-func (s *State) applyLevel(level uint32, r *reader) {
-	if level > Level {
-		r.fail(fmt.Sprintf("level %d, this binary knows %d", level, Level))
-		return
-	}
-	if level <= s.level {
-		return
-	}
-	s.level = level
-	if level >= levelWoundWait {
-		s.locks.WoundWait()
-	}
-	s.emit(Effect{Kind: EffectLevel})
-	s.breakCycles() // those who wait by now have been waiting under the earlier rule
 }
 
 // knowsShards refuses a record of a cluster with other shards.

@@ -310,6 +310,9 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	if version > snapshotVersion2 {
 		s.level = r.uint32("level")
 	}
+	if s.level > Level {
+		r.fail(fmt.Sprintf("snapshot at level %d, this binary knows %d", s.level, Level))
+	}
 	for n := r.count(MaxServices, "services"); n > 0 && r.err == nil; n-- {
 		v := r.service()
 		if version > snapshotVersion1 {

@@ -33,6 +33,7 @@ const (
 	ReasonOverloaded         Reason = "OVERLOADED"          // a limit is reached; try again later
 	ReasonNotReady           Reason = "NOT_READY"           // starting, without leader, or shutting down
 	ReasonNotLeader          Reason = "NOT_LEADER"          // this node does not lead the shard: another may
+	ReasonUpgradePending     Reason = "UPGRADE_PENDING"     // some node of the cluster runs a version that does not know this yet
 	ReasonOutcomeUnknown     Reason = "OUTCOME_UNKNOWN"     // the request may or may not have been taken: ask with the id
 	ReasonInternal           Reason = "INTERNAL"            // a broken invariant or an unforeseen error
 	ReasonMethodNotAllowed   Reason = "METHOD_NOT_ALLOWED"  // the path exists, the method does not

@@ -1,0 +1,6 @@
+//go:build !previouslevel
+
+package txn
+
+// Level is the highest that this binary knows, and announces.
+const Level = levelTop
