@@ -62,6 +62,7 @@ phase-two-gives-up           |$sim
 read-only-told-to-commit     |$sim
 release-at-decision          |$sim
 release-at-decision          |$sessions
+remove-placed-member         |internal/txn|^TestScenarios$|-rapid.nofailfile
 rollback-without-record      |$sim
 second-decision-wins         |$sim
 skip-term-check              |$sim

@@ -165,7 +165,7 @@ func (m *Metrics) observe(e *shard.Notice) {
 		m.cycles.Observe(float64(e.N))
 	case shard.NoticeWounded:
 		m.wounds.Inc()
-	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService, shard.NoticeLevel:
+	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService, shard.NoticeLevel, shard.NoticeMember, shard.NoticePlaced:
 	}
 }
 
@@ -270,6 +270,10 @@ func (n *Node) observe(idx uint32, e *shard.Notice) {
 		n.log.Info("no longer leading", "shard", idx)
 	case shard.NoticeService:
 		n.log.Info("service "+e.Text, "service", e.Service)
+	case shard.NoticeMember:
+		n.log.Info("member "+e.Text, "member", e.Member)
+	case shard.NoticePlaced:
+		n.log.Info("shard placed", "shard", e.N, "voters", e.Text)
 	case shard.NoticeLevel:
 		n.log.Info("the log has reached a feature level", "shard", idx, "level", e.N)
 	case shard.NoticeResolved:

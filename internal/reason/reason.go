@@ -38,6 +38,12 @@ const (
 	NotReady           Code = "NOT_READY"           // starting, without a leader, or shutting down
 	NotLeader          Code = "NOT_LEADER"          // this replica does not lead the shard: another may
 	UpgradePending     Code = "UPGRADE_PENDING"     // some node of the cluster runs a version that does not know this yet
+	UnknownMember      Code = "UNKNOWN_MEMBER"      // no such node in the cluster
+	InvalidMember      Code = "INVALID_MEMBER"      // a text is missing or too long
+	MemberInUse        Code = "MEMBER_IN_USE"       // it still holds a replica of a shard
+	MemberTooOld       Code = "MEMBER_TOO_OLD"      // its version does not know what the log holds already
+	TooManyMembers     Code = "TOO_MANY_MEMBERS"    // of the cluster
+	InvalidPlacement   Code = "INVALID_PLACEMENT"   // no such shard, or a wrong number of voters
 	OutcomeUnknown     Code = "OUTCOME_UNKNOWN"     // the request may or may not have been taken: ask with the id
 	Internal           Code = "INTERNAL"            // a broken invariant or an unforeseen error
 	MethodNotAllowed   Code = "METHOD_NOT_ALLOWED"  // the path exists, the method does not

@@ -87,6 +87,8 @@ func (s *Shard) effect(e *txn.Effect) {
 		s.giveWay(e.ID)
 	case txn.EffectDrainedHere:
 		s.drainedHere(e)
+	case txn.EffectMemberPut, txn.EffectMemberRemoved, txn.EffectMemberRefused, txn.EffectPlaced:
+		s.memberDone(e)
 	case txn.EffectLevel:
 		s.notice(Notice{Kind: NoticeLevel, N: int(s.st.Level())})
 	case txn.EffectBooted, txn.EffectLed, txn.EffectStale: // Apply knows whose LEAD it was

@@ -251,7 +251,7 @@ type Call struct {
 	TraceParent string
 }
 
-// Reply answers a request: Err, or View, or Service.
+// Reply answers a request: Err, or View, or Service; none of them: done, as asked.
 type Reply struct {
 	Token   Token
 	Err     *reason.Error
@@ -311,6 +311,8 @@ const (
 	NoticeDeadlock                         // ID: the victim; Text: the cycle; N: its length
 	NoticeWounded                          // ID: gave way to an elder; Text
 	NoticeLevel                            // N: the log has reached this level
+	NoticeMember                           // Member, Text: put, removed
+	NoticePlaced                           // N: the shard; Text: who is to vote there
 )
 
 // Notice is one event for people and meters.
@@ -318,6 +320,7 @@ type Notice struct {
 	Kind      NoticeKind
 	ID        txnid.ID
 	Service   string
+	Member    string
 	Phase     Phase
 	Reason    reason.Code
 	Text      string

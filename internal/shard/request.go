@@ -375,6 +375,14 @@ func (s *Shard) cancel(ev *Cancel) {
 			}
 		}
 	}
+	for i, token := range s.memberWaiters {
+		if token == ev.Token {
+			// The place in the queue belongs to a record: only the answer is given up.
+			s.memberWaiters[i] = 0
+			s.giveUp(token, txnid.ID{}, waitSubmit)
+			return
+		}
+	}
 	for i, token := range s.removals[ev.Name] {
 		if token == ev.Token {
 			s.removals[ev.Name] = append(s.removals[ev.Name][:i:i], s.removals[ev.Name][i+1:]...)

@@ -97,21 +97,23 @@ type Shard struct {
 	term    uint64 // of the LEAD proposed or applied
 	leading bool   // LEAD of term has been applied
 
-	runs      map[txnid.ID]*run       // open transactions; leader only
-	pending   map[txnid.ID][]waiter   // requests whose record is not applied yet
-	steps     map[txnid.ID][]waiter   // steps and seals whose record is not applied yet, in its order
-	proposed  map[txnid.ID]struct{}   // a BEGIN or ABORT(id) of an unknown id is on its way
-	barriers  []barrier               // reads that wait for an entry proposed after them
-	services  map[string][]svcWaiter  // registry requests in the order of their records
-	removals  map[string][]Token      // deletions that wait until the service is drained
-	removing  map[string]struct{}     // a REMOVE is on its way
-	backoff   map[string]*backoffList // branches in backoff, by service
-	kept      keptResults
-	deadlocks []Deadlock // the latest, oldest first
-	foreign   foreign
-	waiting   int // requests that wait for an answer
-	forgetUs  int64
-	forgetOut bool // a FORGET is on its way
+	runs     map[txnid.ID]*run       // open transactions; leader only
+	pending  map[txnid.ID][]waiter   // requests whose record is not applied yet
+	steps    map[txnid.ID][]waiter   // steps and seals whose record is not applied yet, in its order
+	proposed map[txnid.ID]struct{}   // a BEGIN or ABORT(id) of an unknown id is on its way
+	barriers []barrier               // reads that wait for an entry proposed after them
+	services map[string][]svcWaiter  // registry requests in the order of their records
+	removals map[string][]Token      // deletions that wait until the service is drained
+	removing map[string]struct{}     // a REMOVE is on its way
+	backoff  map[string]*backoffList // branches in backoff, by service
+
+	memberWaiters []Token // requests on members and placement, in the order of their records
+	kept          keptResults
+	deadlocks     []Deadlock // the latest, oldest first
+	foreign       foreign
+	waiting       int // requests that wait for an answer
+	forgetUs      int64
+	forgetOut     bool // a FORGET is on its way
 
 	// Commands that wait for a free append: sealed entries, the open one, and lazy
 	// acknowledgements that ride on whatever is proposed next.
@@ -254,7 +256,7 @@ func (s *Shard) reset() {
 	s.removals = map[string][]Token{}
 	s.removing = map[string]struct{}{}
 	s.backoff = map[string]*backoffList{}
-	s.barriers = nil
+	s.barriers, s.memberWaiters = nil, nil
 	s.kept = keptResults{byID: map[txnid.ID]keptResult{}}
 	s.waiting, s.forgetOut = 0, false
 	s.sealed, s.sealedCount, s.open, s.openCount = nil, nil, nil, 0
@@ -289,6 +291,12 @@ func (s *Shard) Step(now Time, ev Event) {
 		s.putService(ev)
 	case *DeleteService:
 		s.deleteService(ev)
+	case *PutMember:
+		s.putMember(ev)
+	case *RemoveMember:
+		s.removeMember(ev)
+	case *Place:
+		s.place(ev)
 	case *Cancel:
 		s.cancel(ev)
 	case *CallDone:
@@ -431,6 +439,11 @@ func (s *Shard) follow() {
 			if w.token != 0 { // else the wait was given up, and answered
 				gone(w.token, "")
 			}
+		}
+	}
+	for _, token := range s.memberWaiters {
+		if token != 0 {
+			gone(token, "")
 		}
 	}
 	for _, name := range sortedNames(s.removals) {

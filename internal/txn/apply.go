@@ -51,6 +51,10 @@ const (
 	EffectGiveWay                    // ID, Request: its home is to be asked; Cycle is that one wait
 	EffectDrainedHere                // Name, Generation in Token
 	EffectLevel                      // a level was reached
+	EffectMemberPut                  // Name: id
+	EffectMemberRemoved              // Name: id
+	EffectMemberRefused              // Reason, and what of Name, Shard and Request (a level) it is about
+	EffectPlaced                     // Shard
 )
 
 // Effect is one thing that an applied command changed.
@@ -178,6 +182,18 @@ func (s *State) applyOne(k kind, term uint64, r *reader) {
 		}
 	case kindLocked, kindYield, kindClaim, kindRelease, kindDrainHere:
 		s.applyForeign(k, r)
+	case kindPutMember:
+		if m := r.member(); r.err == nil {
+			s.applyPutMember(m)
+		}
+	case kindRemoveMember:
+		if id := r.string(); r.err == nil {
+			s.applyRemoveMember(id)
+		}
+	case kindPlace:
+		if c := r.place(); r.err == nil {
+			s.applyPlace(c)
+		}
 	}
 }
 

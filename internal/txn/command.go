@@ -51,8 +51,11 @@ const (
 	kindRelease
 	kindDrainHere
 	kindPutPartitioned
+	kindPutMember // from here on written at level 2 and above
+	kindRemoveMember
+	kindPlace
 
-	lastKind = kindPutPartitioned
+	lastKind = kindPlace
 )
 
 // ErrFormat is wrapped by every decoding error: the replica must halt.

@@ -1,6 +1,9 @@
 package txn
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 var kindNames = [...]string{
 	kindBoot: "BOOT", kindLead: "LEAD", kindBegin: "BEGIN", kindCommit: "COMMIT", kindAbort: "ABORT", kindAck: "ACK",
@@ -8,6 +11,7 @@ var kindNames = [...]string{
 	kindOpen: "OPEN", kindEnlist: "ENLIST", kindSeal: "SEAL", kindPutExecutor: "PUT_SERVICE",
 	kindPutPartitioned: "PUT_SERVICE", kindLevel: "LEVEL", kindBeginSpread: "BEGIN", kindEnlistSpread: "ENLIST", kindLocked: "LOCKED", kindYield: "YIELD",
 	kindClaim: "CLAIM", kindRelease: "RELEASE", kindDrainHere: "DRAIN_SERVICE",
+	kindPutMember: "PUT_MEMBER", kindRemoveMember: "REMOVE_MEMBER", kindPlace: "PLACE",
 }
 
 // Describe lists the commands of an entry, one line each: "COMMIT 0199…".
@@ -92,6 +96,13 @@ func (r *reader) describe(k kind) string {
 		name := r.string()
 		r.uint()
 		return name
+	case kindPutMember:
+		return r.member().ID
+	case kindRemoveMember:
+		return r.string()
+	case kindPlace:
+		c := r.place()
+		return fmt.Sprintf("shard %d at %s", c.Shard, strings.Join(c.Voters, ", "))
 	case kindResolve:
 		id := r.id().String()
 		r.string()

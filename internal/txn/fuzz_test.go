@@ -57,6 +57,11 @@ func newerOfEach() [][]byte {
 		AppendYield(nil, Yield{ID: testID(30), Shard: 1, Request: 2}),
 		AppendRelease(nil, Release{ID: testID(40), Service: "a", Waiting: true, Token: 300}),
 		AppendDrainHere(nil, "d", 4),
+		AppendPutMember(nil, &Member{ID: "n1@1", Name: "n1", Peer: "p:1", HTTP: "http://h:1", GRPC: "g:1", Level: Level, Draining: true}),
+		AppendPutMember(nil, &Member{ID: "n2@1", Name: "n2"}),
+		AppendPutMember(nil, &Member{ID: "n3@1", Name: "n3"}),
+		AppendPlace(nil, Place{Shard: 0, Voters: []string{"n2@1", "n1@1"}}),
+		AppendRemoveMember(nil, "n3@1"),
 	}
 }
 
@@ -248,8 +253,12 @@ func TestRoundTripOfLaterKinds(t *testing.T) {
 	if d, e := s.Service("d"), s.Service("e"); d.ExecuteURL == "" || e.Partitions != 3 || s.DrainedHere("d", 5) || !s.DrainedHere("d", 4) {
 		t.Errorf("PUT_SERVICE, DRAIN_SERVICE: %+v %+v", d, e)
 	}
+	member := Member{ID: "n1@1", Name: "n1", Peer: "p:1", HTTP: "http://h:1", GRPC: "g:1", Level: Level, Draining: true, JoinedMs: s.NowMs(), UpdatedMs: s.NowMs()}
+	if m := s.Member("n1@1"); m == nil || *m != member || len(s.Members()) != 2 || !slices.Equal(s.Placement(0), []string{"n1@1", "n2@1"}) || s.Placement(1) != nil || s.MembersVersion() != 1 {
+		t.Errorf("PUT_MEMBER, PLACE, REMOVE_MEMBER: %+v %v", m, s.Placement(0))
+	}
 	restored, err := Restore(0, 3, snapshotOf(s))
-	if err != nil || restored.Hash() != s.Hash() || restored.String() != s.String() {
+	if err != nil || restored.Hash() != s.Hash() || restored.String() != s.String() || restored.MembersVersion() != 1 {
 		t.Errorf("restored: %v\n%s\n%s", err, restored, s)
 	}
 	var again []Effect
@@ -326,6 +335,7 @@ func TestCutEntriesHalt(t *testing.T) {
 	for i, c := range append(append(oneOfEach(), newerOfEach()...), spreadOfEach()...) {
 		for n := 1; n < len(c); n++ {
 			s := New(0, 3)
+			s.level = Level
 			var effects []Effect
 			if err := s.Apply(1, 1, entryOf(c[:n]), &effects); !errors.Is(err, ErrFormat) {
 				t.Fatalf("command %d cut after %d of %d bytes: %v", i, n, len(c), err)

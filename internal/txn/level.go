@@ -12,14 +12,18 @@ const (
 	levelWoundWait = 1 // elders make the younger give way; locks over several shards
 
 	// LevelSpread is from where on shards have dealings with each other.
-	LevelSpread = levelWoundWait
+	LevelSpread  = levelWoundWait
+	levelMembers = 2 // members and placement
 
-	levelTop = levelWoundWait // of this source; a binary may know less, see Level
+	levelTop = levelMembers // of this source; a binary may know less, see Level
 )
 
 // needs is the level from which on a kind of record is written.
 func (k kind) needs() uint32 {
-	if k >= kindLevel {
+	switch {
+	case k >= kindPutMember:
+		return levelMembers
+	case k >= kindLevel:
 		return levelWoundWait
 	}
 	return 0

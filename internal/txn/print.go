@@ -18,6 +18,7 @@ func (s *State) String() string {
 		}
 		b.WriteByte('\n')
 	}
+	s.printMembers(&b)
 	for _, id := range s.LiveIDs() {
 		printTxn(&b, s.txns[id])
 	}
@@ -95,7 +96,7 @@ func (s *State) Check() error {
 		return fmt.Errorf("%d records, but %d live, %d hazards and %d done", len(s.txns), s.live, len(s.hazards), s.done.len())
 	}
 	live, claims, open := 0, 0, map[string]int{}
-	var errs []error
+	errs := []error{s.checkMembers()}
 	for id, t := range s.txns { // order does not matter: every record is checked
 		if err := s.checkTxn(t); err != nil {
 			errs = append(errs, fmt.Errorf("transaction %s: %w", id, err))

@@ -20,6 +20,7 @@ type history struct {
 	begun []Begin
 
 	shards uint32
+	level  uint32 // of the log
 }
 
 func (h *history) pick(n int, what string) int { return rapid.IntRange(0, n-1).Draw(h.t, what) }
@@ -124,6 +125,22 @@ func (h *history) step(dst []byte) []byte {
 	return AppendEnlist(dst, &c)
 }
 
+// member is a command on members and placement.
+func (h *history) member(dst []byte) []byte {
+	id := func() string { return []string{"n1", "n2", "n3", "n4", ""}[h.pick(5, "member")] }
+	switch h.pick(4, "membership") {
+	case 0:
+		return AppendRemoveMember(dst, id())
+	case 1:
+		c := Place{Shard: uint32(h.pick(int(h.shards)+1, "place"))}
+		for range h.pick(4, "voters") {
+			c.Voters = append(c.Voters, id())
+		}
+		return AppendPlace(dst, c)
+	}
+	return AppendPutMember(dst, &Member{ID: id(), Name: "n", Level: uint32(h.pick(int(Level)+2, "level")), Draining: h.pick(2, "draining") == 0})
+}
+
 var services = []string{"a", "a-b", "c"}
 
 func (h *history) command(dst []byte) []byte {
@@ -132,6 +149,9 @@ func (h *history) command(dst []byte) []byte {
 		return h.step(dst)
 	case what < 6 && h.shards > 1:
 		return h.spread(dst)
+	}
+	if h.level >= levelMembers && h.pick(10, "members") == 0 {
+		return h.member(dst)
 	}
 	switch h.pick(20, "command") {
 	case 0, 1, 2, 3, 4:
@@ -217,7 +237,7 @@ func TestAnyLog(t *testing.T) {
 			if int(index) == raise {
 				entry = AppendLevel(append([]byte(nil), entry[:HeaderBytes]...), Level)
 			}
-			w, f := st.Watermark(), st.Forgotten()
+			w, f, members := st.Watermark(), st.Forgotten(), st.MembersVersion()
 			var effects []Effect
 			for _, s := range []*State{st, twin} {
 				effects = effects[:0]
@@ -237,6 +257,9 @@ func TestAnyLog(t *testing.T) {
 			}
 			if st.Hash() != twin.Hash() || st.String() != twin.String() {
 				rt.Fatalf("after entry %d, snapshot after %d:\n%s\n%s", index, cut, st, twin)
+			}
+			if h.level = st.Level(); st.MembersVersion() < members || st.MembersVersion() != twin.MembersVersion() {
+				rt.Fatalf("members version from %d to %d", members, st.MembersVersion())
 			}
 			if st.Watermark() < w || st.Forgotten().Less(f) {
 				rt.Fatalf("W from %d to %d, F from %s to %s", w, st.Watermark(), f, st.Forgotten())

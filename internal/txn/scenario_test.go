@@ -1,6 +1,7 @@
 package txn
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
@@ -37,6 +38,9 @@ const epochMs = 1_750_000_000_000
 //	  forget COUNT [before=MS]      resolve tN NOTE
 //	  put-service NAME [isolated] [one_phase] [read_only] [url=U]
 //	  drain NAME                    remove NAME
+//	  level N
+//	  put-member ID [name=N] [level=L] [peer=A] [draining]
+//	  remove-member ID              place SHARD ID...
 //	print                           the state
 //	forgotten                       F and W
 //	hash-equal                      a snapshot restored from here has the same hash
@@ -152,6 +156,7 @@ var effectNames = [...]string{
 	EffectServicePut: "service put", EffectServiceRefused: "service refused", EffectServiceDraining: "service draining", EffectServiceRemoved: "service removed",
 	EffectStepTaken: "step taken", EffectStepRepeated: "step repeated", EffectStepRefused: "step refused", EffectStepBlocked: "step blocked",
 	EffectStepGranted: "step granted", EffectSealed: "sealed", EffectSealRefused: "seal refused", EffectDeadlock: "deadlock: gives way",
+	EffectLevel: "level", EffectMemberPut: "member put", EffectMemberRemoved: "member removed", EffectMemberRefused: "member refused", EffectPlaced: "placed",
 }
 
 func effectText(e *Effect) string {
@@ -254,6 +259,18 @@ func appendLine(dst []byte, words []string) ([]byte, error) {
 		return AppendDrainService(dst, args[0]), nil
 	case "remove":
 		return AppendRemoveService(dst, args[0]), nil
+	case "level":
+		return AppendLevel(dst, uint32(atoi(args[0], 0))), nil
+	case "put-member":
+		m := &Member{ID: args[0], Name: args[0], Peer: flags["peer"], Level: uint32(atoi(flags["level"], 0)), Draining: len(args) > 1}
+		if name, ok := flags["name"]; ok {
+			m.Name = name
+		}
+		return AppendPutMember(dst, m), nil
+	case "remove-member":
+		return AppendRemoveMember(dst, args[0]), nil
+	case "place":
+		return AppendPlace(dst, Place{Shard: uint32(atoi(args[0], 0)), Voters: args[1:]}), nil
 	case "unknown-kind":
 		return append(dst, 200), nil
 	}
@@ -337,9 +354,10 @@ func indices(s string) (list []uint32) {
 }
 
 // TestRestoreReadsEarlierVersions: snapshots of versions without interactive transactions,
-// and without locks over several shards, with what was open, ended, and hazardous then.
+// without locks over several shards, and without members, with what was open, ended, and
+// hazardous then. The last is what is written until the level is raised.
 func TestRestoreReadsEarlierVersions(t *testing.T) {
-	for _, version := range []string{"v1", "v2"} {
+	for _, version := range []string{"v1", "v2", "v3"} {
 		old, err := os.ReadFile("testdata/golden/snapshot-" + version + ".bin")
 		if err != nil {
 			t.Fatal(err)
@@ -352,12 +370,15 @@ func TestRestoreReadsEarlierVersions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if st.String() != string(want) || st.Level() != 0 {
+		if st.String() != string(want) || (st.Level() == 0) != (version < "v3") {
 			t.Errorf("%s: got\n%s\nwant\n%s", version, st, want)
 		}
 		again, err := Restore(0, 1, snapshotOf(st))
 		if err != nil || again.Hash() != st.Hash() {
 			t.Errorf("%s: and on from there: %v", version, err)
+		}
+		if version == "v3" && !bytes.Equal(snapshotOf(st), old) {
+			t.Error("at its level another snapshot is written than by the version before")
 		}
 	}
 }

@@ -12,11 +12,22 @@ import (
 
 // Versions of the snapshot. The first had no interactive transactions and no execute
 // endpoints, the second no locks over several shards; they are read, and written no more.
+// The third has no members. It is written until the log's level allows them, so that a
+// member of the version before can read it and hashes the same bytes.
 const (
 	snapshotVersion1 = 1
 	snapshotVersion2 = 2
-	snapshotVersion  = 3
+	snapshotVersion3 = 3
+	snapshotVersion4 = 4
 )
+
+// snapshotVersion is the version that is written at a level.
+func snapshotVersion(level uint32) byte {
+	if level >= levelMembers {
+		return snapshotVersion4
+	}
+	return snapshotVersion3
+}
 
 // lockVersion is the lock table's part of a version.
 func lockVersion(version byte) byte {
@@ -80,7 +91,7 @@ func (s *State) Hash() [32]byte {
 }
 
 func (s *State) appendHead(dst []byte) []byte {
-	dst = append(dst, snapshotVersion)
+	dst = append(dst, snapshotVersion(s.level))
 	dst = uv(dst, uint64(s.shard))
 	dst = uv(dst, uint64(s.shards))
 	dst = uv(dst, s.applied)
@@ -113,6 +124,9 @@ func (s *State) appendHead(dst []byte) []byte {
 	dst = uv(dst, uint64(len(live)))
 	for _, id := range live {
 		dst = appendTxn(dst, s.txns[id])
+	}
+	if s.level >= levelMembers {
+		dst = s.appendMembers(dst)
 	}
 	return s.locks.AppendSnapshot(s.appendClaims(dst))
 }
@@ -292,8 +306,8 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	s.registry = 1
 	r := &reader{b: snapshot}
 	version := r.byte()
-	if version < snapshotVersion1 || version > snapshotVersion {
-		r.fail(fmt.Sprintf("snapshot version %d, this binary knows %d", version, snapshotVersion))
+	if newest := snapshotVersion(Level); version < snapshotVersion1 || version > newest {
+		r.fail(fmt.Sprintf("snapshot version %d, this binary knows %d", version, newest))
 	}
 	if a, b := r.uint(), r.uint(); a != uint64(shard) || b != uint64(shards) {
 		r.fail(fmt.Sprintf("snapshot of shard %d of %d read as shard %d of %d", a, b, shard, shards))
@@ -313,6 +327,9 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	if s.level > Level {
 		r.fail(fmt.Sprintf("snapshot at level %d, this binary knows %d", s.level, Level))
 	}
+	if version >= snapshotVersion3 && version != snapshotVersion(s.level) {
+		r.fail(fmt.Sprintf("snapshot of version %d at level %d", version, s.level))
+	}
 	for n := r.count(MaxServices, "services"); n > 0 && r.err == nil; n-- {
 		v := r.service()
 		if version > snapshotVersion1 {
@@ -329,6 +346,9 @@ func Restore(shard, shards uint32, snapshot []byte) (*State, error) {
 	}
 	for n := r.count(len(r.b), "open transactions"); n > 0 && r.err == nil; n-- {
 		s.restoreLive(version, r)
+	}
+	if version > snapshotVersion3 {
+		s.restoreMembers(r)
 	}
 	if version > snapshotVersion2 {
 		s.restoreClaims(r)

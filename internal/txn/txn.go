@@ -237,6 +237,11 @@ type State struct {
 	claims   map[txnid.ID]*Claim // of transactions of other homes
 	liveHeap idHeap              // derived: ids that were live, for the lowest one
 
+	// Shard 0 only: see member.go.
+	members   map[string]*Member
+	placement map[uint32][]string
+	membersAt uint64 // index of the last change
+
 	registry uint64     // counts changes of the registry; not part of the replicated state
 	woken    []txnid.ID // scratch
 	eff      *[]Effect
@@ -259,6 +264,9 @@ func New(shard, shards uint32) *State {
 		txns:     map[txnid.ID]*Txn{},
 		locks:    lock.NewTable(),
 		claims:   map[txnid.ID]*Claim{},
+
+		members:   map[string]*Member{},
+		placement: map[uint32][]string{},
 	}
 }
 

@@ -34,6 +34,12 @@ const (
 	ReasonNotReady           Reason = "NOT_READY"           // starting, without leader, or shutting down
 	ReasonNotLeader          Reason = "NOT_LEADER"          // this node does not lead the shard: another may
 	ReasonUpgradePending     Reason = "UPGRADE_PENDING"     // some node of the cluster runs a version that does not know this yet
+	ReasonUnknownMember      Reason = "UNKNOWN_MEMBER"      // no such node in the cluster
+	ReasonInvalidMember      Reason = "INVALID_MEMBER"      // a text is missing or too long
+	ReasonMemberInUse        Reason = "MEMBER_IN_USE"       // it still holds a replica of a shard
+	ReasonMemberTooOld       Reason = "MEMBER_TOO_OLD"      // its version does not know what the log holds already
+	ReasonTooManyMembers     Reason = "TOO_MANY_MEMBERS"    // of the cluster
+	ReasonInvalidPlacement   Reason = "INVALID_PLACEMENT"   // no such shard, or a wrong number of voters
 	ReasonOutcomeUnknown     Reason = "OUTCOME_UNKNOWN"     // the request may or may not have been taken: ask with the id
 	ReasonInternal           Reason = "INTERNAL"            // a broken invariant or an unforeseen error
 	ReasonMethodNotAllowed   Reason = "METHOD_NOT_ALLOWED"  // the path exists, the method does not
