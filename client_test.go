@@ -20,6 +20,7 @@ import (
 
 	"github.com/assent-tx/assent"
 	"github.com/assent-tx/assent/internal/ledger"
+	"github.com/assent-tx/assent/internal/cluster"
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/replog"
 	rmhttp "github.com/assent-tx/assent/internal/rm/http"
@@ -37,8 +38,9 @@ func coordinator(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c := cluster.New(cluster.Config{})
 	reg := prometheus.NewRegistry()
-	api, err := server.New(server.Config{Coordinator: n, Registerer: reg, Gatherer: reg})
+	api, err := server.New(server.Config{Coordinator: c, Registerer: reg, Gatherer: reg})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,15 +52,14 @@ func coordinator(t *testing.T) string {
 			t.Error(err)
 		}
 		n.Close()
+		c.Close()
 	})
 	if err := n.Start(log); err != nil {
 		t.Fatal(err)
 	}
+	c.Start(n, log)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if err := n.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
 	for _, name := range []string{"bank-a", "bank-b"} {
 		l, err := ledger.Open(t.TempDir(), name, 3, 100, nil)
 		if err == nil {

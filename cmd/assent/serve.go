@@ -41,13 +41,13 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	node, err := newNode(&c.Serve, registry, log)
+	node, err := newNode(&c.Serve, listeners, registry, log)
 	if err != nil {
 		return err
 	}
 	api, err := server.New(server.Config{Coordinator: node, Limits: c.limits(), Registerer: registry, Gatherer: registry, Logger: log})
 	if err != nil {
-		node.close()
+		_ = node.close() // it has not begun
 		return err
 	}
 
@@ -60,9 +60,12 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 		go func() { _ = profiles.Serve(listeners.pprof) }()
 	}
 	logFailed := make(chan error, 1)
-	if err := node.open(func(err error) { logFailed <- err }); err != nil {
+	if err := node.open(ctx, func(err error) { logFailed <- err }); err != nil {
 		api.Close()
-		node.close()
+		_ = node.close() // the first error counts
+		if ctx.Err() != nil {
+			return nil // asked to end while it waited for others
+		}
 		return fmt.Errorf("data directory %s: %w", c.Data, err)
 	}
 	log.Info("serving", "http", listeners.http.Addr().String(), "grpc", addressOf(listeners.grpc), "data", c.Data, "node", c.Node, "version", version())
@@ -75,7 +78,7 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 		log.Info("ending: requests under way may finish", "within", c.ShutdownTimeout)
 	case err := <-failed:
 		api.Close()
-		node.close()
+		_ = node.close() // the first error counts
 		return fmt.Errorf("the API stopped: %w", err)
 	case err := <-logFailed:
 		// The disk may hang: nothing is closed that could wait for it. Whatever is
@@ -85,6 +88,8 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 	}
 	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownTimeout)
 	defer cancel()
+	api.Drain()
+	node.leave(patience)
 	err = api.Shutdown(patience)
 	if err := errors.Join(err, node.close()); err != nil {
 		return err
@@ -101,10 +106,10 @@ func (c *serveCmd) limits() server.Limits {
 }
 
 // sockets are the addresses that this process listens on; all but http may be nil.
-type sockets struct{ http, grpc, pprof net.Listener }
+type sockets struct{ http, grpc, pprof, peer net.Listener }
 
 func (s *sockets) close() {
-	for _, l := range []net.Listener{s.http, s.grpc, s.pprof} {
+	for _, l := range []net.Listener{s.http, s.grpc, s.pprof, s.peer} {
 		if l != nil {
 			_ = l.Close() // most are closed by then
 		}
@@ -116,7 +121,7 @@ func (c *serveCmd) listen(ctx context.Context) (*sockets, error) {
 	for _, a := range []struct {
 		flag, address string
 		into          *net.Listener
-	}{{"http", c.HTTP, &s.http}, {"grpc", c.GRPC, &s.grpc}, {"pprof", c.Pprof, &s.pprof}} {
+	}{{"http", c.HTTP, &s.http}, {"grpc", c.GRPC, &s.grpc}, {"pprof", c.Pprof, &s.pprof}, {"peer", c.Peer, &s.peer}} {
 		if a.address == "" {
 			continue
 		}

@@ -55,7 +55,8 @@ var Table = map[string]Package{
 		"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason",
 		"internal/replog", "internal/rm", "internal/mutant", "internal/failpoint",
 	}},
-	"internal/peer": {Ring: Edge},
+	"internal/placement": {Ring: Pure},
+	"internal/peer":      {Ring: Edge},
 	"internal/cluster": {Ring: Edge, Imports: []string{
 		"internal/node", "internal/peer", "internal/replog", "internal/placement", "internal/reason", "internal/shard", "internal/txn", "internal/txnid",
 	}},
@@ -89,7 +90,7 @@ var Libraries = map[string][]string{
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
-	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "participant", ".", "cmd/assent"},
+	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "internal/cluster", "participant", ".", "cmd/assent"},
 	"github.com/anishathalye/porcupine":   {"internal/check/linear"},
 	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
 }

@@ -44,6 +44,18 @@ type Serve struct {
 	HTTP   string `name:"http" default:"127.0.0.1:7070" placeholder:"ADDR" help:"Address of the REST API, /healthz, /readyz and /metrics (default ${default})."`
 	GRPC   string `name:"grpc" default:"127.0.0.1:7071" placeholder:"ADDR" help:"Address of the gRPC API (default ${default}); empty: none."`
 
+	Peer            string        `group:"cluster" placeholder:"ADDR" help:"Address for the other nodes of the cluster; without it the node is alone."`
+	Cluster         []string      `group:"cluster" placeholder:"NAME=HOST:PORT" help:"All nodes of a new cluster, this one among them, by their --node and --peer; the same at each. Only the first start needs it."`
+	Join            string        `group:"cluster" placeholder:"HOST:PORT" help:"Join the cluster of the node whose --peer this is. Only the first start needs it."`
+	Replicas        int           `group:"cluster" default:"3" help:"Nodes that vote on each shard: 3 survive one failure, 5 two."`
+	ElectionTimeout time.Duration `group:"cluster" default:"500ms" help:"Silence of a leader after which another one is elected; up to twice that (random)."`
+	AdvertiseHTTP   string        `group:"cluster" name:"advertise-http" placeholder:"URL" help:"The REST API as clients reach it (default: http:// and --http)."`
+	AdvertiseGRPC   string        `group:"cluster" name:"advertise-grpc" placeholder:"HOST:PORT" help:"The gRPC API as clients reach it (default: --grpc)."`
+	AdvertisePeer   string        `group:"cluster" name:"advertise-peer" placeholder:"HOST:PORT" help:"--peer as other nodes reach it (default: what --cluster says, or --peer)."`
+	PeerCert        string        `group:"cluster" placeholder:"FILE" help:"Certificate of this node (PEM), for TLS between nodes; with --peer-key and --peer-ca."`
+	PeerKey         string        `group:"cluster" placeholder:"FILE" help:"Its key (PEM)."`
+	PeerCA          string        `group:"cluster" name:"peer-ca" placeholder:"FILE" help:"Authority that signs the nodes' certificates (PEM): nobody else is spoken to."`
+
 	TransactionsRetained int           `group:"transactions" default:"100000" help:"Ended transactions kept, so that a repeated request gets its outcome."`
 	Retention            time.Duration `group:"transactions" default:"10m" help:"How long they are kept; whichever of the two comes first."`
 	TransactionTimeout   time.Duration `group:"transactions" default:"10s" help:"Time until its decision, of a transaction that names no timeout."`
@@ -76,6 +88,7 @@ type Serve struct {
 
 // Groups are the headings of --help.
 var Groups = kong.Groups{
+	"cluster":      "Cluster",
 	"transactions": "Transactions",
 	"requests":     "Requests",
 	"services":     "Calls to services",
@@ -112,6 +125,15 @@ goes on with what was open.
   assent serve --data ./data --retention 1h --transactions-retained 1000000
   ASSENT_DATA=./data ASSENT_LOG_FORMAT=json assent serve
   assent serve --config /etc/assent.yaml
+
+Three nodes, started in any order (on three machines, or with other addresses on one):
+
+  assent serve --data n1 --node n1 --peer 10.0.0.1:7072 --http 10.0.0.1:7070 --grpc 10.0.0.1:7071 \
+      --cluster n1=10.0.0.1:7072,n2=10.0.0.2:7072,n3=10.0.0.3:7072
+
+One more, in a cluster that runs:
+
+  assent serve --data n4 --node n4 --peer 10.0.0.4:7072 --http 10.0.0.4:7070 --grpc 10.0.0.4:7071 --join 10.0.0.1:7072
 
 A file holds the same names, one a line:
 
@@ -170,6 +192,7 @@ func (s *Serve) Validate() error {
 		{"max-key-waiters", int64(s.MaxKeyWaiters), 1, 1_000_000},
 		{"max-waiting-requests", int64(s.MaxWaitingRequests), 1, 1_000_000},
 		{"max-in-flight", int64(s.MaxInFlight), 1, 10_000},
+		{"replicas", int64(s.Replicas), 1, 7},
 	} {
 		if v.value < v.lo || v.value > v.hi {
 			return fmt.Errorf("--%s is %d: use %d to %d", v.name, v.value, v.lo, v.hi)
@@ -187,6 +210,7 @@ func (s *Serve) Validate() error {
 		{"prepare-timeout", s.PrepareTimeout, 10 * time.Millisecond, 10 * time.Minute},
 		{"finish-timeout", s.FinishTimeout, 10 * time.Millisecond, 10 * time.Minute},
 		{"append-stall", s.AppendStall, 10 * time.Millisecond, time.Hour},
+		{"election-timeout", s.ElectionTimeout, 50 * time.Millisecond, time.Minute},
 	} {
 		if v.value < v.lo || v.value > v.hi {
 			return fmt.Errorf("--%s is %v: use %v to %v", v.name, v.value, v.lo, v.hi)
@@ -203,7 +227,45 @@ func (s *Serve) Validate() error {
 			return fmt.Errorf("--%s is %v: use %v to %v", v.name, v.value, v.lo, v.hi)
 		}
 	}
-	return errors.Join(address("http", s.HTTP, false), address("grpc", s.GRPC, true), address("pprof", s.Pprof, true))
+	if err := s.validateCluster(); err != nil {
+		return err
+	}
+	return errors.Join(address("http", s.HTTP, false), address("grpc", s.GRPC, true), address("pprof", s.Pprof, true), address("peer", s.Peer, true), address("join", s.Join, true))
+}
+
+func (s *Serve) validateCluster() error {
+	founders, err := s.Founders()
+	switch {
+	case err != nil:
+		return err
+	case s.Replicas%2 == 0:
+		return fmt.Errorf("--replicas is %d: use an odd number; an even one survives no more failures than the odd one below it", s.Replicas)
+	case s.Peer == "" && (len(founders) > 0 || s.Join != ""):
+		return errors.New("--cluster and --join need --peer, the address that other nodes reach this one at")
+	case len(founders) > 0 && s.Join != "":
+		return errors.New("--cluster makes a new cluster and --join enters one: give one of them")
+	case len(founders) > 0 && founders[s.Node] == "":
+		return fmt.Errorf("--cluster does not name this node: add %s=%s, or correct --node", s.Node, s.Peer)
+	case (s.PeerCert == "") != (s.PeerKey == "") || (s.PeerCert == "") != (s.PeerCA == ""):
+		return errors.New("--peer-cert, --peer-key and --peer-ca go together")
+	}
+	return nil
+}
+
+// Founders are the addresses of --cluster by node name.
+func (s *Serve) Founders() (map[string]string, error) {
+	founders := map[string]string{}
+	for _, entry := range s.Cluster {
+		name, addr, ok := strings.Cut(entry, "=")
+		if _, _, err := net.SplitHostPort(addr); !ok || name == "" || err != nil {
+			return nil, fmt.Errorf("--cluster has %q: write the nodes as NAME=HOST:PORT, divided by commas", entry)
+		}
+		if founders[name] != "" {
+			return nil, fmt.Errorf("--cluster names %q twice", name)
+		}
+		founders[name] = addr
+	}
+	return founders, nil
 }
 
 func address(flag, value string, optional bool) error {

@@ -284,3 +284,12 @@ type ShardReplicas struct {
 	Voters   []string // member ids, in order
 	Learners []string
 }
+
+// Add adds a replica, as the log names it.
+func (s *ShardReplicas) Add(member string, voter bool) {
+	if voter {
+		s.Voters = append(s.Voters, member)
+	} else {
+		s.Learners = append(s.Learners, member)
+	}
+}

@@ -17,12 +17,16 @@ import (
 
 // Begin starts an interactive transaction, or finds the one that its id names.
 func (n *Node) Begin(ctx context.Context, b Beginning) (Transaction, error) {
-	c := txn.Open{ID: NewID(), TimeoutMs: millis(b.Timeout, n.cfg.InteractiveTimeout), IdleMs: millis(b.IdleTimeout, n.cfg.IdleTimeout), TraceParent: b.TraceParent}
-	var err error
-	if b.ID != "" {
-		if c.ID, err = parseID(b.ID); err != nil {
+	if b.ID == "" {
+		var err error
+		if b.ID, err = n.NewBeginningID(&b); err != nil {
 			return Transaction{}, err
 		}
+	}
+	c := txn.Open{TimeoutMs: millis(b.Timeout, n.cfg.InteractiveTimeout), IdleMs: millis(b.IdleTimeout, n.cfg.IdleTimeout), TraceParent: b.TraceParent}
+	var err error
+	if c.ID, err = parseID(b.ID); err != nil {
+		return Transaction{}, err
 	}
 	if b.RetryOf != "" {
 		if c.RetryOf, err = parseID(b.RetryOf); err != nil {
@@ -30,9 +34,6 @@ func (n *Node) Begin(ctx context.Context, b Beginning) (Transaction, error) {
 		}
 		if c.RetryOf == c.ID {
 			return Transaction{}, reason.New(reason.InvalidField, "make a new id for the retry, and name the aborted transaction in retry_of", "retry_of is the transaction itself")
-		}
-		if b.ID == "" { // the age is in the record of the first try: at its home
-			c.ID = c.ID.At(c.RetryOf.Shard(n.cfg.Shards), n.cfg.Shards)
 		}
 	}
 	c.Digest = digestOf(func(text func([]byte), count func(uint64)) {
@@ -45,6 +46,20 @@ func (n *Node) Begin(ctx context.Context, b Beginning) (Transaction, error) {
 	ev := &shard.Submit{Token: token, ID: c.ID, Digest: c.Digest, Begin: txn.AppendOpen(nil, &c), Wait: shard.WaitNone}
 	rep := n.home(c.ID).do(ctx, token, ev, &shard.Cancel{ID: c.ID})
 	return n.result(&rep)
+}
+
+// NewBeginningID makes an id for a transaction that has none: a retry's at the home of
+// the first try, whose record has the age.
+func (n *Node) NewBeginningID(b *Beginning) (string, error) {
+	id := NewID()
+	if b.RetryOf != "" {
+		first, err := parseID(b.RetryOf)
+		if err != nil {
+			return "", err
+		}
+		id = id.At(first.Shard(n.cfg.Shards), n.cfg.Shards)
+	}
+	return id.String(), nil
 }
 
 func millis(d, otherwise time.Duration) uint32 {

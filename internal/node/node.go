@@ -93,7 +93,9 @@ type Node struct {
 	started  time.Time
 	runners  []*runner
 	registry atomic.Pointer[registry] // local copy of shard 0's
+	members  atomic.Pointer[members]  // the same of its members
 	tokens   atomic.Uint64
+	allKnow  atomic.Uint32 // the level that every member knows; with peers
 	cluster  string        // set by Start, before anything is called
 	listing  chan struct{} // one scan of a shard's transactions at a time
 	metrics  *Metrics
@@ -107,7 +109,11 @@ func New(cfg Config, caller rm.Caller, metrics *Metrics) *Node {
 	cfg.fill()
 	n := &Node{cfg: cfg, caller: caller, log: cfg.Logger, started: time.Now(), listing: make(chan struct{}, 1), metrics: metrics, stop: make(chan struct{})}
 	n.Lists = Lists{n}
+	if cfg.Peers != nil {
+		n.allKnow.Store(1) // until all were heard
+	}
 	n.registry.Store(&registry{})
+	n.members.Store(&members{})
 	for i := range cfg.Shards {
 		sc := cfg.Shard
 		sc.Shard, sc.Shards, sc.Node = i, cfg.Shards, cfg.Name
@@ -193,6 +199,26 @@ func (n *Node) send(m *shard.Message) {
 		return
 	}
 	n.cfg.Peers.Send(m)
+}
+
+// Stopping reports whether Close was called.
+func (n *Node) Stopping() bool {
+	select {
+	case <-n.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// AllKnow tells the shards that every member of the cluster knows records of a level.
+func (n *Node) AllKnow(level uint32) {
+	if n.allKnow.Swap(level) == level {
+		return
+	}
+	for _, r := range n.runners {
+		r.post(&shard.RaiseLevel{Level: level})
+	}
 }
 
 // Shards is their number.

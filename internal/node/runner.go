@@ -135,6 +135,7 @@ func (r *runner) apply(b *applyBatch) {
 		failpointEntry("after-apply", e.Data)
 	}
 	r.publish()
+	r.publishMembers()
 	b.done <- err
 }
 
@@ -145,7 +146,7 @@ func (r *runner) lead(l replog.Leadership) {
 		return
 	}
 	r.relead = time.Now().Add(releadPause)
-	r.step(&shard.Lead{Term: l.Term})
+	r.step(&shard.Lead{Term: l.Term, Level: r.n.allKnow.Load()})
 }
 
 // proposalFailed starts over: the applied stream tells what became of everything.
@@ -453,6 +454,7 @@ func (r *runner) Restore(from io.Reader) error {
 		err = sh.Restore(buf.Bytes())
 		r.published = 0
 		r.publish()
+		r.publishMembers()
 	}); runErr != nil {
 		return runErr
 	}

@@ -171,7 +171,7 @@ func TestShardsPartitions(t *testing.T) {
 	if err != nil || len(at) != testShards {
 		t.Errorf("12 keys at shards %v, %v", at, err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	whole := s.begin(node.Beginning{})
 	if r, err := s.node.Submit(ctx, node.Submission{ID: idAt(0), Timeout: 200 * time.Millisecond, Operations: []node.Operation{{Service: "wide", Payload: []byte("1")}}}); err != nil || r.Abort == nil || r.Abort.Reason != reason.LockTimeout {

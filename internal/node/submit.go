@@ -15,14 +15,13 @@ import (
 // Submit starts a one-shot transaction, or finds the one that its id names, and
 // waits as s.Wait says. The context bounds the wait, not the transaction.
 func (n *Node) Submit(ctx context.Context, s Submission) (Transaction, error) {
-	id := NewID()
-	if s.ID != "" {
-		var err error
-		if id, err = parseID(s.ID); err != nil {
-			return Transaction{}, err
-		}
-	} else if len(s.Operations) > 0 {
-		id = n.nearby(id, &s.Operations[0])
+	text := s.ID
+	if text == "" {
+		text = n.NewSubmissionID(&s)
+	}
+	id, err := parseID(text)
+	if err != nil {
+		return Transaction{}, err
 	}
 	// A registry copy can be outdated by the time the record is applied: the shard
 	// then refuses it, stores nothing, and the request is computed anew.
@@ -35,6 +34,15 @@ func (n *Node) Submit(ctx context.Context, s Submission) (Transaction, error) {
 			return t, nil
 		}
 	}
+}
+
+// NewSubmissionID makes an id for a submission that has none: with its home where its
+// first key is kept.
+func (n *Node) NewSubmissionID(s *Submission) string {
+	if len(s.Operations) == 0 {
+		return NewID().String()
+	}
+	return n.nearby(NewID(), &s.Operations[0]).String()
 }
 
 func (n *Node) registryKnows(s *Submission) bool {

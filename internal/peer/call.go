@@ -76,7 +76,7 @@ func (p *Port) Handle(handlers map[string]Handler) {
 			var from Caller
 			if info, ok := peer.FromContext(ctx); ok {
 				if a, ok := info.Addr.(callerAddr); ok {
-					from = a.caller
+					from = a.caller()
 				}
 			}
 			out, err := h(ctx, from, in)

@@ -187,8 +187,8 @@ func (p *Port) welcome(raw net.Conn, left func()) (err error) {
 	if err := readFrame(c, &h); err != nil {
 		return err
 	}
-	t.from = Caller{Member: h.From, Stranger: h.Cluster == "" || h.Cluster != p.cfg.Cluster()}
-	to, refusal := p.route(&h, t.from)
+	t.member, t.cluster = h.From, h.Cluster
+	to, refusal := p.route(&h)
 	if err := writeFrame(c, answer{Error: refusal, Cluster: p.cfg.Cluster(), Member: p.cfg.Self}); err != nil {
 		return err
 	}
@@ -206,17 +206,18 @@ func (p *Port) welcome(raw net.Conn, left func()) (err error) {
 	}
 }
 
-func (p *Port) route(h *hello, from Caller) (*queue, string) {
+func (p *Port) route(h *hello) (*queue, string) {
+	stranger := p.stranger(h.Cluster)
 	switch {
 	case h.To != "" && h.To != p.cfg.Self:
 		return nil, fmt.Sprintf("this is member %s, not %s", p.cfg.Self, h.To)
-	case h.Cluster != "" && from.Stranger && p.cfg.Cluster() != "":
+	case h.Cluster != "" && stranger && p.cfg.Cluster() != "":
 		return nil, fmt.Sprintf("this is a node of cluster %s, not of %s", p.cfg.Cluster(), h.Cluster)
 	case h.Kind == kindCall:
 		return p.calls, ""
 	case h.Kind != kindRaft:
 		return nil, fmt.Sprintf("connections of kind %.20q are not known here", h.Kind)
-	case from.Stranger:
+	case stranger:
 		return nil, "a node that is not part of the cluster has no log to talk about"
 	}
 	p.mu.Lock()
@@ -227,6 +228,9 @@ func (p *Port) route(h *hello, from Caller) (*queue, string) {
 	}
 	return q, ""
 }
+
+// stranger reports whether who names this cluster is not of this node's.
+func (p *Port) stranger(cluster string) bool { return cluster == "" || cluster != p.cfg.Cluster() }
 
 // connect dials a member, or an address if member is empty, and says hello.
 func (p *Port) connect(ctx context.Context, address string, h hello) (net.Conn, error) {
@@ -313,9 +317,10 @@ type Caller struct {
 type conn struct {
 	net.Conn
 	port *Port
-	from Caller
 	left func()
 	once sync.Once
+
+	member, cluster string // of an accepted one: who speaks, as he says
 }
 
 func (c *conn) Close() error {
@@ -331,10 +336,15 @@ func (c *conn) Close() error {
 // callerAddr tells a handler who called.
 type callerAddr struct {
 	net.Addr
-	caller Caller
+	conn *conn
 }
 
-func (c *conn) RemoteAddr() net.Addr { return callerAddr{c.Conn.RemoteAddr(), c.from} }
+// caller is asked at each call: a node may become part of the cluster meanwhile.
+func (a callerAddr) caller() Caller {
+	return Caller{Member: a.conn.member, Stranger: a.conn.port.stranger(a.conn.cluster)}
+}
+
+func (c *conn) RemoteAddr() net.Addr { return callerAddr{c.Conn.RemoteAddr(), c} }
 
 // queue is a listener that is handed its connections.
 type queue struct {

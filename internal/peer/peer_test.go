@@ -137,6 +137,44 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
+// TestBecomesMember: a node that had no cluster when it was called has one later, and its
+// callers are no strangers any more.
+func TestBecomesMember(t *testing.T) {
+	b := &book{at: map[string]string{}}
+	var mu sync.Mutex
+	cluster := ""
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	young := New(l, Config{Self: "n2@2", Address: b.get, Cluster: func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return cluster
+	}})
+	young.Handle(map[string]Handler{"known": func(_ context.Context, from Caller, _ []byte) ([]byte, error) {
+		if from.Stranger {
+			return []byte("no"), nil
+		}
+		return []byte("yes"), nil
+	}})
+	b.set("n2@2", l.Addr().String())
+	t.Cleanup(young.Close)
+	young.Serve()
+	one := port(t, b, "n1@1", "c", nil)
+	one.Serve()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, want := range []string{"no", "yes"} {
+		if got, err := one.Call(ctx, "n2@2", "known", nil); err != nil || string(got) != want {
+			t.Error(string(got), err, want)
+		}
+		mu.Lock()
+		cluster = "c"
+		mu.Unlock()
+	}
+}
+
 func TestShards(t *testing.T) {
 	b := &book{at: map[string]string{}}
 	one, two := port(t, b, "n1@1", "c", nil), port(t, b, "n2@2", "c", nil)

@@ -144,7 +144,7 @@ func (c *testCluster) claim(name string) *testNode {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if again, err := Claim(n.dir, name); err != nil || again != id {
+	if again, err := Claim(n.dir, name); err != nil || again.Member != id.Member {
 		c.t.Fatal(again, err)
 	}
 	n.id = id.Member

@@ -57,6 +57,9 @@ type Identity struct {
 	Cluster     string // empty: not part of a cluster yet
 	Incarnation uint64
 	Shards      uint32
+	Founders    []string // members that the groups began with; none: this one alone, or Joined
+	Replicas    int
+	Joined      bool
 }
 
 func (id *identity) member() string {
@@ -67,7 +70,7 @@ func (id *identity) member() string {
 }
 
 func (id *identity) public() Identity {
-	return Identity{Node: id.Node, Member: id.member(), Cluster: id.Cluster, Incarnation: id.Incarnation, Shards: id.Shards}
+	return Identity{Node: id.Node, Member: id.member(), Cluster: id.Cluster, Incarnation: id.Incarnation, Shards: id.Shards, Founders: id.Founders, Replicas: id.Replicas, Joined: id.Joined}
 }
 
 // voters are the members that a group of a new cluster begins with, and learners who

@@ -110,12 +110,15 @@ const finishTime = 2 * time.Second
 // drainPoll is how soon the end of the last submission is seen.
 const drainPoll = 5 * time.Millisecond
 
+// Drain refuses new work and turns /readyz to 503; everything else is answered.
+func (s *Server) Drain() { s.admission.draining.Store(true) }
+
 // Shutdown first refuses new work and turns /readyz to 503, so that load balancers
 // look elsewhere, and answers everything else until the last submission has its
 // answer. Then it stops accepting, lets the other requests finish until ctx ends,
 // ends their waits (they answer the current state), and closes what is left.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.admission.draining.Store(true)
+	s.Drain()
 	defer context.AfterFunc(ctx, s.end)()
 	last, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()

@@ -31,7 +31,8 @@ type Member struct {
 	HTTP      string // as clients reach it
 	GRPC      string // as clients reach it
 	Level     uint32 // the highest that it knows; 0: not announced
-	Draining  bool   // it is to lead nothing, and to hold no replicas
+	Draining  bool   // it is to lead nothing, and to get nothing new
+	Leaving   bool   // it is to hold no replicas, and then to be removed
 	JoinedMs  uint64 // log times, set by Apply
 	UpdatedMs uint64
 }
@@ -177,7 +178,7 @@ func appendMember(dst []byte, m *Member) []byte {
 	for _, text := range [...]string{m.ID, m.Name, m.Peer, m.HTTP, m.GRPC} {
 		dst = str(dst, text)
 	}
-	return flag(uv(dst, uint64(m.Level)), m.Draining)
+	return flag(flag(uv(dst, uint64(m.Level)), m.Draining), m.Leaving)
 }
 
 func appendPlace(dst []byte, shard uint32, voters []string) []byte {
@@ -189,7 +190,7 @@ func appendPlace(dst []byte, shard uint32, voters []string) []byte {
 }
 
 func (r *reader) member() *Member {
-	return &Member{ID: r.string(), Name: r.string(), Peer: r.string(), HTTP: r.string(), GRPC: r.string(), Level: r.uint32("level"), Draining: r.bool()}
+	return &Member{ID: r.string(), Name: r.string(), Peer: r.string(), HTTP: r.string(), GRPC: r.string(), Level: r.uint32("level"), Draining: r.bool(), Leaving: r.bool()}
 }
 
 func (r *reader) place() Place {
@@ -233,6 +234,9 @@ func (s *State) printMembers(b *strings.Builder) {
 		fmt.Fprintf(b, "member %s name=%s level=%d peer=%s http=%s grpc=%s", m.ID, m.Name, m.Level, m.Peer, m.HTTP, m.GRPC)
 		if m.Draining {
 			b.WriteString(" draining")
+		}
+		if m.Leaving {
+			b.WriteString(" leaving")
 		}
 		b.WriteByte('\n')
 	}

@@ -114,3 +114,22 @@ func (id ID) Less(other ID) bool {
 
 // IsZero reports whether the id was never set.
 func (id ID) IsZero() bool { return id == ID{} }
+
+// MarshalText writes the canonical form; the zero id is empty.
+func (id ID) MarshalText() ([]byte, error) {
+	if id.IsZero() {
+		return nil, nil
+	}
+	return id.Append(nil), nil
+}
+
+// UnmarshalText reads what MarshalText writes.
+func (id *ID) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*id = ID{}
+		return nil
+	}
+	var err error
+	*id, err = Parse(string(text))
+	return err
+}

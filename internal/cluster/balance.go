@@ -1,0 +1,205 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/placement"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
+)
+
+// The leader of shard 0 looks at the whole cluster now and then, and takes the next steps
+// that package placement names. Every step is one change that the shard's own log makes
+// safe; if this leader dies in the middle, the next one sees where things stand.
+
+// caughtUpEntries is how far behind a replica may be to count as current.
+const caughtUpEntries = 256
+
+func (c *Cluster) balance() {
+	r := c.running.Load()
+	tick := time.NewTicker(c.cfg.BalanceEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-c.ctx.Done():
+			return
+		}
+		if c.closing.Load() || !r.node.Shard(0).Leading {
+			continue
+		}
+		v, ok := c.view(r)
+		if !ok {
+			continue
+		}
+		for _, s := range placement.Next(v) {
+			if err := c.step(s); err != nil {
+				c.log.Debug("a step of balancing was not taken", "step", fmt.Sprintf("%+v", s), "error", err)
+			}
+		}
+		c.forgetLeft(r, v)
+	}
+}
+
+// view is the cluster as package placement sees it; not ok while too little was heard.
+func (c *Cluster) view(r *running) (placement.View, bool) {
+	members, _ := r.node.Members()
+	v := placement.View{Replicas: c.cfg.Replicas}
+	statuses := map[string]status{c.self.Member: c.ownStatus(r)}
+	for _, m := range members {
+		s, up := c.statusOf(m.ID)
+		if m.ID == c.self.Member {
+			up = true
+		} else if up {
+			statuses[m.ID] = s
+		}
+		v.Members = append(v.Members, placement.Member{ID: m.ID, Up: up, Draining: m.Draining || s.Closing, Gone: m.Leaving})
+	}
+	for i := range r.node.Shards() {
+		leader := c.leader(i)
+		s := placement.Shard{ID: i, Leader: leader, Want: r.node.Placement(i)}
+		st, known := statuses[leader]
+		at := slices.IndexFunc(st.Shards, func(o shardStatus) bool { return o.Shard == i && o.Leading })
+		if !known || at < 0 {
+			return v, false
+		}
+		for _, m := range st.Shards[at].Members {
+			if m.Voter {
+				s.Voters = append(s.Voters, m.Member)
+			} else {
+				s.Learners = append(s.Learners, m.Member)
+			}
+			if o := slices.IndexFunc(statuses[m.Member].Shards, func(o shardStatus) bool { return o.Shard == i }); o >= 0 &&
+				statuses[m.Member].Shards[o].Applied+caughtUpEntries >= st.Shards[at].Last {
+				s.CaughtUp = append(s.CaughtUp, m.Member)
+			}
+		}
+		slices.Sort(s.Voters)
+		slices.Sort(s.Learners)
+		v.Shards = append(v.Shards, s)
+	}
+	return v, true
+}
+
+func (c *Cluster) step(s placement.Step) error {
+	ctx, cancel := context.WithTimeout(c.ctx, 5*time.Second)
+	defer cancel()
+	var err error
+	switch s := s.(type) {
+	case placement.Place:
+		_, err = at(ctx, c, 0, "place", placing{s.Shard, s.Voters}, c.doPlace)
+	case placement.AddLearner:
+		err = c.change(ctx, change{s.Shard, "learn", s.Member})
+	case placement.Promote:
+		err = c.change(ctx, change{s.Shard, "promote", s.Member})
+	case placement.Remove:
+		err = c.change(ctx, change{s.Shard, "remove", s.Member})
+	case placement.Transfer:
+		err = c.change(ctx, change{s.Shard, "transfer", s.To})
+	}
+	if err == nil {
+		c.log.Info("balancing", "step", fmt.Sprintf("%T%+v", s, s))
+	}
+	return err
+}
+
+func (c *Cluster) change(ctx context.Context, q change) error {
+	_, err := at(ctx, c, q.Shard, "change", q, c.doChange)
+	return err
+}
+
+// forgetLeft forgets members that were removed and hold nothing any more.
+func (c *Cluster) forgetLeft(r *running, v placement.View) {
+	members, _ := r.node.Members()
+	for _, m := range members {
+		if !m.Leaving || slices.ContainsFunc(v.Shards, func(s placement.Shard) bool {
+			return slices.Contains(s.Voters, m.ID) || slices.Contains(s.Learners, m.ID) || slices.Contains(s.Want, m.ID)
+		}) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(c.ctx, 2*time.Second)
+		if _, err := at(ctx, c, 0, "drop-member", m.ID, c.doDropMember); err != nil {
+			c.log.Debug("a member was not forgotten", "member", m.ID, "error", err)
+		} else {
+			c.log.Info("removed from the cluster", "member", m.ID)
+		}
+		cancel()
+	}
+}
+
+// find returns the member of a name or id.
+func (c *Cluster) find(name string) (*txn.Member, error) {
+	r := c.running.Load()
+	if r == nil {
+		return nil, notStarted()
+	}
+	members, _ := r.node.Members()
+	for _, m := range members {
+		if m.ID == name || m.Name == name {
+			found := *m
+			return &found, nil
+		}
+	}
+	return nil, reason.New(reason.UnknownMember, "see assent cluster status", "the cluster has no node %q", name)
+}
+
+// setMember changes how a member is treated.
+func (c *Cluster) setMember(ctx context.Context, name string, set func(*txn.Member)) (node.Cluster, error) {
+	m, err := c.find(name)
+	if err != nil {
+		return node.Cluster{}, err
+	}
+	set(m)
+	if _, err := at(ctx, c, 0, "put-member", *m, c.doPutMember); err != nil {
+		return node.Cluster{}, err
+	}
+	return c.Cluster(ctx)
+}
+
+// DrainMember moves leaders off a member and places nothing new there, or takes that back.
+func (c *Cluster) DrainMember(ctx context.Context, name string, draining bool) (node.Cluster, error) {
+	return c.setMember(ctx, name, func(m *txn.Member) { m.Draining = draining })
+}
+
+// RemoveMember has a member's replicas moved to others; then it is forgotten.
+func (c *Cluster) RemoveMember(ctx context.Context, name string) (node.Cluster, error) {
+	if r := c.running.Load(); r != nil {
+		staying := 0
+		members, _ := r.node.Members()
+		for _, m := range members {
+			if !m.Leaving && m.ID != name && m.Name != name {
+				staying++
+			}
+		}
+		if staying == 0 {
+			return node.Cluster{}, reason.New(reason.MemberInUse, "let another node join first", "node %q is the last one", name)
+		}
+	}
+	return c.setMember(ctx, name, func(m *txn.Member) { m.Leaving = true })
+}
+
+// TransferShard asks a voter to lead a shard; empty: any.
+func (c *Cluster) TransferShard(ctx context.Context, shard uint32, to string) (node.Cluster, error) {
+	if to != "" {
+		m, err := c.find(to)
+		if err != nil {
+			return node.Cluster{}, err
+		}
+		to = m.ID
+	}
+	if to == "" || c.leader(shard) != to {
+		if err := c.change(ctx, change{shard, "transfer", to}); err != nil {
+			var refused *reason.Error
+			if errors.As(err, &refused) {
+				return node.Cluster{}, refused
+			}
+			return node.Cluster{}, reason.New(reason.NotReady, "see assent cluster status: it must be a voter of the shard that is up", "shard %d was not taken over: %v", shard, err)
+		}
+	}
+	return c.Cluster(ctx)
+}

@@ -1,0 +1,226 @@
+// Package cluster makes one coordinator of several nodes. Every node takes every
+// request, and hands it to the leader of the shard that it is for; there it is executed
+// by the node's own shards.
+//
+//	server -> Cluster -> leader here?  yes: node.Node
+//	                                   no:  call over peer.Port -> that node's Cluster -> node.Node
+//
+// A request that meets an election waits a little and goes on: all of them may be
+// repeated, since each names what it is about (an id, a step, a service). Who leads is
+// only a hint until the shard itself has answered: a node that does not lead says so.
+//
+//	forming.go  how nodes become a cluster, and how one joins
+//	status.go   what nodes tell each other: who is up, who leads what
+//	route.go    to which node a request goes, and for how long it is tried
+//	forward.go  the requests
+//	member.go   the table of members, in shard 0's state
+//	balance.go  where replicas and leaders belong, one step at a time
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/peer"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/replog"
+	"github.com/assent-tx/assent/internal/shard"
+)
+
+// Config of a Cluster. Zero durations mean the defaults.
+type Config struct {
+	Self     Self
+	Port     *peer.Port // nil: this node is alone
+	Replicas int        // voters of a shard; 0: 3
+
+	LeaderPatience time.Duration // how long a request waits for a leader; default 3 s
+	StatusEvery    time.Duration // how often nodes tell each other how they are; default 300 ms
+	DownAfter      time.Duration // of silence, until a node counts as down; default 2 s
+	BalanceEvery   time.Duration // how often replicas and leaders are looked at; default 1 s
+
+	Logger *slog.Logger
+}
+
+// Self is how others reach this node.
+type Self struct {
+	Member string // id of the node with its directory
+	Name   string
+	Peer   string // host:port between nodes
+	HTTP   string // base URL of the REST API
+	GRPC   string // host:port
+}
+
+// Cluster is this node's view of the cluster. It answers from New on, and executes from
+// Start on.
+type Cluster struct {
+	node.Lists
+	cfg  Config
+	self Self
+	log  *slog.Logger
+
+	running atomic.Pointer[running]
+	closing atomic.Bool
+	book    book
+
+	mu       sync.Mutex
+	heard    map[string]*heard // by member
+	forwards map[*forward]struct{}
+	outboxes map[string]chan *shard.Message
+	changed  chan struct{} // closed when somebody was heard to lead something else
+	founding Founding      // what hello answers
+
+	ctx  context.Context //nolint:containedctx // ends what runs in the background
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+}
+
+// running is what there is from Start on.
+type running struct {
+	node     *node.Node
+	log      *replog.Log
+	identity replog.Identity
+	caughtUp atomic.Bool // the copy of the registry has been current once
+}
+
+// New makes a cluster of a node that has not started.
+func New(cfg Config) *Cluster {
+	if cfg.Replicas == 0 {
+		cfg.Replicas = 3
+	}
+	for _, d := range []struct {
+		field  *time.Duration
+		preset time.Duration
+	}{
+		{&cfg.LeaderPatience, 3 * time.Second}, {&cfg.StatusEvery, 300 * time.Millisecond},
+		{&cfg.DownAfter, 2 * time.Second}, {&cfg.BalanceEvery, time.Second},
+	} {
+		if *d.field == 0 {
+			*d.field = d.preset
+		}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Cluster{
+		cfg: cfg, self: cfg.Self, log: cfg.Logger, heard: map[string]*heard{}, forwards: map[*forward]struct{}{},
+		outboxes: map[string]chan *shard.Message{}, changed: make(chan struct{}),
+	}
+	c.Lists = node.Lists{Parts: c}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return c
+}
+
+// Start begins to execute, on a node whose log is open and has been given to it.
+func (c *Cluster) Start(n *node.Node, log *replog.Log) {
+	id := log.Identity()
+	c.Introduce(Founded(id))
+	c.running.Store(&running{node: n, log: log, identity: id})
+	if c.cfg.Port != nil {
+		c.wg.Go(c.tellStatus)
+		c.wg.Go(c.keepMember)
+		c.wg.Go(c.balance)
+	}
+}
+
+// Leave gives up what this node leads, so that nothing waits for an election when it
+// ends. It returns when that is done, or ctx ends.
+func (c *Cluster) Leave(ctx context.Context) {
+	c.closing.Store(true)
+	r := c.running.Load()
+	if r == nil || c.cfg.Port == nil {
+		return
+	}
+	for {
+		left := 0
+		for i := range r.node.Shards() {
+			g := r.log.Group(i)
+			if g.Leader() != c.self.Member || len(g.Members()) < 2 {
+				continue
+			}
+			left++
+			if err := g.Transfer(""); err != nil {
+				c.log.Debug("the lead was not taken over", "shard", i, "error", err)
+			}
+		}
+		if left == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Close ends what runs in the background. Node, log and port are the caller's to close.
+func (c *Cluster) Close() {
+	c.closing.Store(true)
+	c.stop()
+	c.wg.Wait()
+}
+
+// Shards is their number; 0: not known yet.
+func (c *Cluster) Shards() uint32 {
+	if r := c.running.Load(); r != nil {
+		return r.node.Shards()
+	}
+	return 0
+}
+
+// ClusterID is what the port's handshake says.
+func (c *Cluster) ClusterID() string {
+	if r := c.running.Load(); r != nil {
+		return r.identity.Cluster
+	}
+	return ""
+}
+
+func notStarted() *reason.Error {
+	e := reason.New(reason.NotReady, "wait until /readyz answers 200", "the node is starting: its log is not open yet")
+	e.RetryAfterMs = 200
+	return e
+}
+
+// Health tells whether requests are welcome at this node: its copy of the registry was
+// current once, and every shard has a leader that it knows.
+func (c *Cluster) Health() node.Health {
+	r := c.running.Load()
+	if r == nil {
+		return node.Health{Message: notStarted().Message}
+	}
+	h := r.node.Health()
+	if c.cfg.Port == nil {
+		return h
+	}
+	if c.closing.Load() {
+		h.Ready, h.Message = false, "shutting down"
+		return h
+	}
+	h.Ready, h.Message = c.isCaughtUp(r), "ready"
+	if !h.Ready {
+		h.Message = "the copy of the registry is not current yet"
+	}
+	for i := range h.Shards {
+		if c.leader(uint32(i)) == "" {
+			h.Ready, h.Message = false, "a shard has no leader that this node knows"
+		}
+	}
+	return h
+}
+
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain values only
+	}
+	return b
+}
+
+var errNotAnswer = errors.New("the answer cannot be read")

@@ -1,0 +1,186 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/peer"
+	"github.com/assent-tx/assent/internal/reason"
+)
+
+// leader is the member that leads a shard, as far as this node knows; empty: none.
+func (c *Cluster) leader(shard uint32) string {
+	r := c.running.Load()
+	if r == nil {
+		return ""
+	}
+	if r.node.Shard(shard).Leading {
+		return c.self.Member
+	}
+	if c.cfg.Port == nil {
+		return ""
+	}
+	// The log's own word is the latest, where this node has a replica.
+	if m := r.log.Group(shard).Leader(); m != "" && m != c.self.Member && c.up(m) {
+		return m
+	}
+	return c.heardLeader(shard)
+}
+
+// forward is a request under way at another node. It is given up when that node does
+// not lead any more: if it hangs, nothing else would tell.
+type forward struct {
+	shard  uint32
+	to     string
+	cancel context.CancelFunc
+}
+
+// Pauses between the tries of one request.
+const (
+	firstPause = 5 * time.Millisecond
+	maxPause   = 200 * time.Millisecond
+)
+
+// at executes a request at the leader of a shard: there by the handler called name, here
+// by local. It is repeated while that may help: the request names what it is about, so
+// it is executed once.
+func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, request Q, local func(context.Context, *node.Node, Q) (A, error)) (A, error) {
+	var answer A
+	r := c.running.Load()
+	if r == nil {
+		return answer, notStarted()
+	}
+	if shard >= r.node.Shards() {
+		return answer, reason.New(reason.InvalidField, "", "there is no shard %d", shard)
+	}
+	var patience time.Time // of a request that finds no leader
+	taken := false         // it may have been executed
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		changed := c.changes()
+		leader := c.leader(shard)
+		err := error(c.noLeader(shard, leader))
+		switch leader {
+		case "":
+		case c.self.Member:
+			answer, err = local(ctx, r.node, request)
+		default:
+			answer, err = remote[Q, A](ctx, c, shard, leader, name, request)
+		}
+		var refused *reason.Error
+		switch {
+		case err == nil:
+			return answer, nil
+		case errors.Is(err, peer.ErrUnreachable):
+			taken = true // nobody knows
+		case errors.As(err, &refused) && refused.Code == reason.OutcomeUnknown:
+			taken = true
+		case errors.As(err, &refused) && (refused.Code == reason.NotReady || refused.Code == reason.NotLeader):
+		default:
+			return answer, err
+		}
+		now := time.Now()
+		if leader != "" && leader != c.self.Member || patience.IsZero() {
+			patience = now.Add(c.cfg.LeaderPatience)
+		}
+		if ctx.Err() != nil || now.After(patience) || c.ctx.Err() != nil || c.cfg.Port == nil && r.node.Stopping() {
+			return answer, c.gaveUp(shard, leader, taken, err)
+		}
+		timer := time.NewTimer(pause/2 + rand.N(pause/2))
+		select {
+		case <-timer.C:
+		case <-changed:
+			pause = firstPause
+		case <-ctx.Done():
+		case <-c.ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// gaveUp is the answer to a request that could not be executed.
+func (c *Cluster) gaveUp(shard uint32, leader string, taken bool, last error) error {
+	var refused *reason.Error
+	if errors.As(last, &refused) && refused.Code == reason.OutcomeUnknown {
+		return refused
+	}
+	e := c.noLeader(shard, leader)
+	if taken {
+		e.Code, e.Hint = reason.OutcomeUnknown, "send the same request again: it is executed once"
+		e.Message = fmt.Sprintf("the leader of shard %d did not answer: %v", shard, last)
+	}
+	return e
+}
+
+// noLeader names the leader that is not reached, if one is known.
+func (c *Cluster) noLeader(shard uint32, leader string) *reason.Error {
+	e := reason.New(reason.NotReady, "try again, or at another node: this one may be cut off from the majority", "shard %d has no leader that this node reaches", shard)
+	e.RetryAfterMs = 1000
+	if leader != "" {
+		e.Details = map[string]string{"leader": nameOf(leader)}
+		if m := c.book.get(leader); m != nil && m.HTTP != "" {
+			e.Details["leader_http"] = m.HTTP
+		}
+	}
+	return e
+}
+
+// envelope is an answer between nodes.
+type envelope[A any] struct {
+	Error  *reason.Error `json:"error,omitempty"`
+	Answer A             `json:"answer"`
+}
+
+func remote[Q, A any](ctx context.Context, c *Cluster, shard uint32, to, name string, request Q) (A, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f := &forward{shard, to, cancel}
+	c.mu.Lock()
+	c.forwards[f] = struct{}{}
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.forwards, f)
+		c.mu.Unlock()
+	}()
+	return call[Q, A](ctx, c, to, name, shard, request)
+}
+
+// question is a request between nodes.
+type question[Q any] struct {
+	Shard   uint32 `json:"shard"`
+	Request Q      `json:"request"`
+}
+
+func call[Q, A any](ctx context.Context, c *Cluster, to, name string, shard uint32, request Q) (A, error) {
+	var answer envelope[A]
+	body, err := c.cfg.Port.Call(ctx, to, name, encode(question[Q]{shard, request}))
+	if err != nil {
+		return answer.Answer, err
+	}
+	if err := decode(body, &answer); err != nil {
+		return answer.Answer, fmt.Errorf("%w: %w: %w", peer.ErrUnreachable, errNotAnswer, err)
+	}
+	if answer.Error != nil {
+		return answer.Answer, answer.Error
+	}
+	return answer.Answer, nil
+}
+
+// giveUpForwards ends requests under way at nodes that no longer lead.
+func (c *Cluster) giveUpForwards() {
+	c.mu.Lock()
+	var under []*forward
+	for f := range c.forwards {
+		under = append(under, f)
+	}
+	c.mu.Unlock()
+	for _, f := range under {
+		if now := c.leader(f.shard); now != "" && now != f.to || !c.up(f.to) {
+			f.cancel()
+		}
+	}
+}
