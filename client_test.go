@@ -19,8 +19,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/assent-tx/assent"
-	"github.com/assent-tx/assent/internal/ledger"
 	"github.com/assent-tx/assent/internal/cluster"
+	"github.com/assent-tx/assent/internal/ledger"
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/replog"
 	rmhttp "github.com/assent-tx/assent/internal/rm/http"
