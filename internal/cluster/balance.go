@@ -49,7 +49,7 @@ func (c *Cluster) balance() {
 // view is the cluster as package placement sees it; not ok while too little was heard.
 func (c *Cluster) view(r *running) (placement.View, bool) {
 	members, _ := r.node.Members()
-	v := placement.View{Replicas: c.cfg.Replicas}
+	v := placement.View{Replicas: c.cfg.Replicas, Registry: 0}
 	statuses := map[string]status{c.self.Member: c.ownStatus(r)}
 	for _, m := range members {
 		s, up := c.statusOf(m.ID)
