@@ -17,9 +17,12 @@ sim='internal/sim|^TestSeeds$|-seeds=399'
 sessions='internal/sim/sessions|^TestSessions$|-seeds=99'
 table="
 abort-told-before-applied    |$sim
+apply-reads-unreplicated     |$sim
+apply-reads-unreplicated     |internal/shard|^TestReplicasAgree$|
 begin-beats-abort-record     |$sim
 commit-on-first-yes          |$sim
 commit-sent-before-applied   |$sim
+divergence-ignored           |internal/shard|^TestDivergedReplicaHalts$|
 drain-admits                 |$sim
 end-at-first-ack             |$sim
 expired-id-begins            |$sim

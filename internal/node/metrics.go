@@ -165,7 +165,7 @@ func (m *Metrics) observe(e *shard.Notice) {
 		m.cycles.Observe(float64(e.N))
 	case shard.NoticeWounded:
 		m.wounds.Inc()
-	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService, shard.NoticeLevel, shard.NoticeMember, shard.NoticePlaced:
+	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService, shard.NoticeLevel, shard.NoticeMember, shard.NoticePlaced, shard.NoticeVerified, shard.NoticeDiverged:
 	}
 }
 
@@ -274,6 +274,10 @@ func (n *Node) observe(idx uint32, e *shard.Notice) {
 		n.log.Info("member "+e.Text, "member", e.Member)
 	case shard.NoticePlaced:
 		n.log.Info("shard placed", "shard", e.N, "voters", e.Text)
+	case shard.NoticeVerified:
+		n.log.Debug("the state is the leader's", "shard", idx, "entry", e.N)
+	case shard.NoticeDiverged:
+		n.log.Error("STATE DIVERGED: this replica is about to stop; let it rejoin empty", "shard", idx, "error", e.Text)
 	case shard.NoticeLevel:
 		n.log.Info("the log has reached a feature level", "shard", idx, "level", e.N)
 	case shard.NoticeResolved:

@@ -187,6 +187,9 @@ func (r *runner) act() {
 		for i := range rd.Calls {
 			r.call(&rd.Calls[i])
 		}
+		for _, c := range rd.Captures {
+			r.hash(c)
+		}
 		for i := range rd.Notices {
 			r.n.observe(r.idx, &rd.Notices[i])
 		}

@@ -10,8 +10,13 @@ import (
 // follower's replicated state is all it needs. The whole entry has been applied
 // by now, so a transaction may already be further than the effect says.
 func (s *Shard) effect(e *txn.Effect) {
-	if e.Kind == txn.EffectStale {
+	switch e.Kind { //nolint:exhaustive // the others are the leader's
+	case txn.EffectStale:
 		s.notice(Notice{Kind: NoticeStaleEntry})
+	case txn.EffectVerify:
+		s.out.Captures = append(s.out.Captures, Capture{Index: e.Token, State: e.Capture})
+	case txn.EffectVerified:
+		s.notice(Notice{Kind: NoticeVerified, N: int(e.Token)})
 	}
 	if !s.leading {
 		return
@@ -91,7 +96,7 @@ func (s *Shard) effect(e *txn.Effect) {
 		s.memberDone(e)
 	case txn.EffectLevel:
 		s.notice(Notice{Kind: NoticeLevel, N: int(s.st.Level())})
-	case txn.EffectBooted, txn.EffectLed, txn.EffectStale: // Apply knows whose LEAD it was
+	case txn.EffectBooted, txn.EffectLed, txn.EffectStale, txn.EffectVerify, txn.EffectVerified: // Apply knows whose LEAD it was
 	}
 }
 

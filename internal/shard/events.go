@@ -223,6 +223,11 @@ type Ready struct {
 	// Replies go to the clients that wait. At most one for each Token.
 	Replies []Reply
 
+	// Captures are to be hashed (State.Hash), beside the loop that drives the shard, and
+	// brought back as Hashed; on followers too. Losing one is harmless: that comparison is
+	// left out.
+	Captures []Capture
+
 	// Notices are for logs and metrics; nothing depends on them.
 	Notices []Notice
 
@@ -313,6 +318,8 @@ const (
 	NoticeLevel                            // N: the log has reached this level
 	NoticeMember                           // Member, Text: put, removed
 	NoticePlaced                           // N: the shard; Text: who is to vote there
+	NoticeVerified                         // N: the entry at which the state was the leader's
+	NoticeDiverged                         // Text: the state is not the leader's, and this replica is about to halt
 )
 
 // Notice is one event for people and meters.

@@ -1,9 +1,8 @@
 package shard
 
 import (
-	"strconv"
-
 	"sort"
+	"strconv"
 
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
@@ -216,6 +215,9 @@ func (s *Shard) fireTimers() {
 		s.forgetUs = s.now.MonoUs + s.cfg.ForgetCheckIntervalUs
 		s.forget(true)
 	}
+	if s.cfg.HashCheckIntervalUs > 0 && s.now.MonoUs >= s.verifyUs {
+		s.verify()
+	}
 }
 
 // timedOut ends phase 1. It never touches a one-phase transaction that may have
@@ -283,6 +285,9 @@ func (s *Shard) nextWakeUs() int64 {
 		return 0
 	}
 	at := s.forgetUs
+	if s.cfg.HashCheckIntervalUs > 0 {
+		at = min(at, s.verifyUs)
+	}
 	if s.cfg.Shards > 1 {
 		at = min(at, s.nextResendUs())
 	}

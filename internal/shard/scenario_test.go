@@ -73,7 +73,7 @@ type scenario struct {
 
 func newScenario(cfg Config) *scenario {
 	cfg.Node = "n"
-	cfg.ForgetCheckIntervalUs = 3_600_000_000
+	cfg.ForgetCheckIntervalUs, cfg.HashCheckIntervalUs = 3_600_000_000, 0
 	return &scenario{cfg: cfg, sh: New(cfg), calls: map[string]Call{}}
 }
 

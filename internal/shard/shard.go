@@ -57,8 +57,10 @@ type Config struct {
 	ForgetBatch           int    // retention works in steps of this many
 	RecoveryWakeups       int    // branches retried at once when their service answers again
 	ForgetCheckIntervalUs int64
-	ResendUs              int64 // a message between shards without an answer is sent again after this
-	SweepUs               int64 // how often some locks of other shards' transactions are asked about
+	HashCheckIntervalUs   int64  // how often replicas compare their states; 0: never
+	HashCheckEntries      uint64 // but not before as many entries
+	ResendUs              int64  // a message between shards without an answer is sent again after this
+	SweepUs               int64  // how often some locks of other shards' transactions are asked about
 }
 
 // DefaultConfig returns the documented defaults.
@@ -84,6 +86,8 @@ func DefaultConfig() Config {
 		ForgetBatch:           256,
 		RecoveryWakeups:       2,
 		ForgetCheckIntervalUs: 1_000_000,
+		HashCheckIntervalUs:   60_000_000,
+		HashCheckEntries:      100,
 		ResendUs:              200_000,
 		SweepUs:               5_000_000,
 	}
@@ -113,6 +117,7 @@ type Shard struct {
 	foreign       foreign
 	waiting       int // requests that wait for an answer
 	forgetUs      int64
+	verifyUs      int64
 	forgetOut     bool // a FORGET is on its way
 
 	// Commands that wait for a free append: sealed entries, the open one, and lazy
@@ -305,6 +310,8 @@ func (s *Shard) Step(now Time, ev Event) {
 		s.message(ev)
 	case *ServiceBack:
 		s.wakeService(ev.Name, 8*s.cfg.RecoveryWakeups)
+	case *Hashed:
+		s.hashed(ev)
 	case *Lead:
 		s.lead(ev.Term, ev.Level)
 	case *RaiseLevel:
@@ -357,7 +364,8 @@ func (s *Shard) Advance() {
 	clear(s.out.Replies)
 	clear(s.out.Notices)
 	clear(s.out.Messages)
-	s.out = Ready{Entries: s.out.Entries[:0], Calls: s.out.Calls[:0], Messages: s.out.Messages[:0], Replies: s.out.Replies[:0], Notices: s.out.Notices[:0]}
+	clear(s.out.Captures)
+	s.out = Ready{Entries: s.out.Entries[:0], Calls: s.out.Calls[:0], Messages: s.out.Messages[:0], Replies: s.out.Replies[:0], Notices: s.out.Notices[:0], Captures: s.out.Captures[:0]}
 }
 
 func (s *Shard) setNow(now Time) {
@@ -483,6 +491,7 @@ func (s *Shard) resume() {
 		s.removeIfDrained(v.Name)
 	}
 	s.forgetUs = s.now.MonoUs + s.cfg.ForgetCheckIntervalUs
+	s.verifyUs = s.now.MonoUs + s.cfg.HashCheckIntervalUs
 	s.notice(Notice{Kind: NoticeLeading, N: len(live)})
 }
 

@@ -67,6 +67,8 @@ const (
 	OutcomeUnknownTold
 	ClockWentBack
 	CommandsBatched
+	StateVerified
+	StateVerifiedOnReplay
 
 	situations
 )
@@ -128,6 +130,8 @@ var situationNames = [situations]string{
 	OutcomeUnknownTold:        "outcome unknown told",
 	ClockWentBack:             "wall clock went back",
 	CommandsBatched:           "several commands in one entry",
+	StateVerified:             "state hash equal to the logged one",
+	StateVerifiedOnReplay:     "the same, when the log was replayed",
 }
 
 func (s Situation) String() string { return situationNames[s] }

@@ -53,7 +53,9 @@ const (
 	cmdRemoveService
 	cmdResolve
 
-	cmdLevel = 16
+	cmdLevel  = 16
+	cmdVerify = 28
+	cmdHash   = 29
 )
 
 type cursor struct{ b []byte }
@@ -159,6 +161,10 @@ func (c *cursor) command() (v command) {
 		c.take(1)
 	case cmdLevel:
 		c.uint()
+	case cmdVerify:
+	case cmdHash:
+		c.uint()
+		c.take(32)
 	case cmdResolve:
 		v.id = c.id()
 		c.text()

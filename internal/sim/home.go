@@ -43,6 +43,8 @@ func newHome(w *world, idx, shards uint32) *home {
 	cfg.MaxAppendsInFlight = 1 + w.rng.IntN(4)
 	cfg.MaxPendingBytes = []int{300, 64 << 20, 64 << 20}[w.rng.IntN(3)]
 	cfg.RecoveryWakeups = w.rng.IntN(3)
+	cfg.HashCheckIntervalUs = []int64{0, 100_000, 2_000_000}[w.seed%3]
+	cfg.HashCheckEntries = 1 + w.seed%16
 	h := &home{w: w, cfg: cfg, registry: map[string]*txn.Service{}}
 	h.log.oracle = txn.New(idx, shards)
 	h.audit = newAuditor(w, h)
@@ -115,6 +117,7 @@ func (h *home) act() {
 	h.calls = append(h.calls[:0], rd.Calls...)
 	h.replies = append(h.replies[:0], rd.Replies...)
 	h.notices = append(h.notices[:0], rd.Notices...)
+	captures := append([]shard.Capture(nil), rd.Captures...)
 	wake := rd.WakeAtUs
 	h.sh.Advance()
 
@@ -129,6 +132,9 @@ func (h *home) act() {
 		h.audit.called(&h.calls[i])
 		h.call(&h.calls[i])
 	}
+	for _, c := range captures {
+		h.hash(c)
+	}
 	for i := range h.notices {
 		h.noticed(&h.notices[i])
 	}
@@ -140,6 +146,16 @@ func (h *home) act() {
 	}
 	h.cancelled = h.cancelled[:0]
 	h.wake(wake)
+}
+
+// hash brings the hash of a captured state, some time later.
+func (h *home) hash(c shard.Capture) {
+	life := h.life
+	h.w.at(int64(c.Index%5)*10_000, func() {
+		if h.life == life {
+			h.step(&shard.Hashed{Index: c.Index, Hash: c.State.Hash()})
+		}
+	})
 }
 
 // wake schedules the Tick that the shard asked for.
@@ -174,6 +190,13 @@ func (h *home) noticed(n *shard.Notice) {
 		w.trace("leads", "", txnid.ID{}, uint64(n.N))
 	case shard.NoticeFollowing:
 		w.trace("follows", "", txnid.ID{}, 0)
+	case shard.NoticeVerified:
+		w.reached.hit(StateVerified)
+		if h.log.full[n.N-1].life != h.life {
+			w.reached.hit(StateVerifiedOnReplay)
+		}
+	case shard.NoticeDiverged:
+		w.fail("%s", n.Text)
 	default: // for meters only
 	}
 }

@@ -75,8 +75,21 @@ func (h *home) commit(p *proposal) {
 		if err := h.log.oracle.Apply(index, e.term, e.data, &h.log.effects); err != nil {
 			h.w.fail("the oracle cannot apply entry %d: %v", index, err)
 		}
+		h.hashed(h.log.oracle)
 	})
 	h.applyLater()
+}
+
+// hashed hashes what the last entry has captured of a state beside the process: the
+// hashes that the process logs are compared with it, too.
+func (h *home) hashed(st *txn.State) {
+	for i := range h.log.effects {
+		if e := &h.log.effects[i]; e.Kind == txn.EffectVerify {
+			if _, err := st.Hashed(e.Token, e.Capture.Hash()); err != nil {
+				h.w.fail("%v", err)
+			}
+		}
+	}
 }
 
 // applyLater hands committed entries to the process, in order.
@@ -150,6 +163,7 @@ func (h *home) replay() {
 		if err := st.Apply(uint64(i+1), h.log.full[i].term, h.log.full[i].data, &h.log.effects); err != nil {
 			h.w.fail("replay of entry %d: %v", i+1, err)
 		}
+		h.hashed(st)
 	}
 	if st.Hash() != h.log.oracle.Hash() {
 		h.w.fail("two replays of the same log differ")

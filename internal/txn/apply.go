@@ -55,6 +55,8 @@ const (
 	EffectMemberRemoved              // Name: id
 	EffectMemberRefused              // Reason, and what of Name, Shard and Request (a level) it is about
 	EffectPlaced                     // Shard
+	EffectVerify                     // Capture, of the state at entry Token: to be hashed, and given to Hashed
+	EffectVerified                   // the state at entry Token was the leader's
 )
 
 // Effect is one thing that an applied command changed.
@@ -72,12 +74,17 @@ type Effect struct {
 	Request uint32
 	Token   uint64
 	Waiting bool // released: what it waited for
+	Capture *Capture
 }
 
 // Apply applies one committed entry and appends what it changed to eff. An error
 // means that this replica cannot follow and must halt: an unknown or damaged
-// record, an index out of order, a record of another cluster or shard.
+// record, an index out of order, a record of another cluster or shard, a state that is
+// not the leader's (ErrDiverged).
 func (s *State) Apply(index, term uint64, entry []byte, eff *[]Effect) error {
+	if s.diverged != nil {
+		return s.diverged
+	}
 	if index <= s.applied {
 		return fmt.Errorf("entry %d applied after entry %d", index, s.applied)
 	}
@@ -193,6 +200,12 @@ func (s *State) applyOne(k kind, term uint64, r *reader) {
 	case kindPlace:
 		if c := r.place(); r.err == nil {
 			s.applyPlace(c)
+		}
+	case kindVerify:
+		s.applyVerify()
+	case kindHash:
+		if index, sum := r.uint(), r.digest(); r.err == nil {
+			r.err = s.applyHash(index, sum)
 		}
 	}
 }

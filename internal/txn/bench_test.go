@@ -170,6 +170,12 @@ func BenchmarkCapture(b *testing.B) {
 		}
 		b.ReportMetric(float64(bytes), "bytes")
 	})
+	b.Run("hash", func(b *testing.B) { // of VERIFY, beside the loop
+		c := s.Capture()
+		for range b.N {
+			c.Hash()
+		}
+	})
 	b.Run("restore", func(b *testing.B) {
 		b.ReportAllocs()
 		snapshot := snapshotOf(s)

@@ -54,8 +54,10 @@ const (
 	kindPutMember // from here on written at level 2 and above
 	kindRemoveMember
 	kindPlace
+	kindVerify
+	kindHash
 
-	lastKind = kindPlace
+	lastKind = kindHash
 )
 
 // ErrFormat is wrapped by every decoding error: the replica must halt.

@@ -11,7 +11,7 @@ var kindNames = [...]string{
 	kindOpen: "OPEN", kindEnlist: "ENLIST", kindSeal: "SEAL", kindPutExecutor: "PUT_SERVICE",
 	kindPutPartitioned: "PUT_SERVICE", kindLevel: "LEVEL", kindBeginSpread: "BEGIN", kindEnlistSpread: "ENLIST", kindLocked: "LOCKED", kindYield: "YIELD",
 	kindClaim: "CLAIM", kindRelease: "RELEASE", kindDrainHere: "DRAIN_SERVICE",
-	kindPutMember: "PUT_MEMBER", kindRemoveMember: "REMOVE_MEMBER", kindPlace: "PLACE",
+	kindPutMember: "PUT_MEMBER", kindRemoveMember: "REMOVE_MEMBER", kindPlace: "PLACE", kindVerify: "VERIFY", kindHash: "HASH",
 }
 
 // Describe lists the commands of an entry, one line each: "COMMIT 0199…".
@@ -30,7 +30,7 @@ func Describe(entry []byte) ([]string, error) {
 		if r.err != nil {
 			return lines, r.err
 		}
-		lines = append(lines, kindNames[k]+" "+subject)
+		lines = append(lines, strings.TrimSuffix(kindNames[k]+" "+subject, " "))
 	}
 	return lines, nil
 }
@@ -103,6 +103,11 @@ func (r *reader) describe(k kind) string {
 	case kindPlace:
 		c := r.place()
 		return fmt.Sprintf("shard %d at %s", c.Shard, strings.Join(c.Voters, ", "))
+	case kindVerify:
+		return ""
+	case kindHash:
+		index, sum := r.uint(), r.digest()
+		return fmt.Sprintf("%x… at entry %d", sum[:4], index)
 	case kindResolve:
 		id := r.id().String()
 		r.string()

@@ -62,6 +62,8 @@ func newerOfEach() [][]byte {
 		AppendPutMember(nil, &Member{ID: "n3@1", Name: "n3"}),
 		AppendPlace(nil, Place{Shard: 0, Voters: []string{"n2@1", "n1@1"}}),
 		AppendRemoveMember(nil, "n3@1"),
+		AppendVerify(nil),
+		AppendHash(nil, 1, [32]byte{1, 2}),
 	}
 }
 

@@ -13,7 +13,7 @@ const (
 
 	// LevelSpread is from where on shards have dealings with each other.
 	LevelSpread  = levelWoundWait
-	levelMembers = 2 // members and placement
+	levelMembers = 2 // members and placement; states are compared
 
 	levelTop = levelMembers // of this source; a binary may know less, see Level
 )

@@ -2,6 +2,7 @@ package txn
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -21,6 +22,27 @@ type history struct {
 
 	shards uint32
 	level  uint32 // of the log
+	points []hashedPoint
+}
+
+// hashedPoint is a VERIFY that was applied, and what the state was there.
+type hashedPoint struct {
+	index uint64
+	sum   [32]byte
+}
+
+// hashed gives the hashes of an entry's captures to a state, as its driver does.
+func hashed(s *State, effects []Effect) (points []hashedPoint, err error) {
+	for i := range effects {
+		if e := &effects[i]; e.Kind == EffectVerify {
+			p := hashedPoint{e.Token, e.Capture.Hash()}
+			points = append(points, p)
+			if _, err := s.Hashed(p.index, p.sum); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return points, nil
 }
 
 func (h *history) pick(n int, what string) int { return rapid.IntRange(0, n-1).Draw(h.t, what) }
@@ -128,7 +150,15 @@ func (h *history) step(dst []byte) []byte {
 // member is a command on members and placement.
 func (h *history) member(dst []byte) []byte {
 	id := func() string { return []string{"n1", "n2", "n3", "n4", ""}[h.pick(5, "member")] }
-	switch h.pick(4, "membership") {
+	switch h.pick(6, "membership") {
+	case 4:
+		return AppendVerify(dst)
+	case 5:
+		if len(h.points) == 0 {
+			return dst
+		}
+		p := h.points[h.pick(len(h.points), "point")]
+		return AppendHash(dst, p.index, p.sum)
 	case 0:
 		return AppendRemoveMember(dst, id())
 	case 1:
@@ -239,7 +269,8 @@ func TestAnyLog(t *testing.T) {
 			}
 			w, f, members := st.Watermark(), st.Forgotten(), st.MembersVersion()
 			var effects []Effect
-			for _, s := range []*State{st, twin} {
+			var points [2][]hashedPoint
+			for i, s := range []*State{st, twin} {
 				effects = effects[:0]
 				if err := s.Apply(index, term, entry, &effects); err != nil {
 					rt.Fatalf("entry %d: %v", index, err)
@@ -247,7 +278,15 @@ func TestAnyLog(t *testing.T) {
 				if err := s.Check(); err != nil {
 					rt.Fatalf("entry %d: %v", index, err)
 				}
+				var err error
+				if points[i], err = hashed(s, effects); err != nil {
+					rt.Fatalf("entry %d: %v", index, err)
+				}
 			}
+			if !slices.Equal(points[0], points[1]) {
+				rt.Fatalf("entry %d: two replicas hash %x and %x", index, points[0], points[1])
+			}
+			h.points = append(h.points, points[0]...)
 			if int(index) == cut {
 				restored, err := Restore(0, h.shards, snapshotOf(twin))
 				if err != nil {

@@ -3,6 +3,7 @@ package txn
 import (
 	"sort"
 
+	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 )
 
@@ -36,6 +37,9 @@ func (s *State) applyPutService(v *Service) {
 		v.RegisteredMs = s.nowMs
 		s.nextGen++
 		v.Generation = s.nextGen
+		if mutant.On("apply-reads-unreplicated") {
+			v.Generation = s.registry + 1
+		}
 	} else {
 		v.RegisteredMs, v.Generation, v.Draining = old.RegisteredMs, old.Generation, old.Draining
 		if old.Isolated != v.Isolated || old.Capabilities != v.Capabilities || max(old.Partitions, 1) != max(v.Partitions, 1) {

@@ -242,6 +242,9 @@ type State struct {
 	placement map[uint32][]string
 	membersAt uint64 // index of the last change
 
+	points   []point // not replicated, as the next: see verify.go
+	diverged error
+
 	registry uint64     // counts changes of the registry; not part of the replicated state
 	woken    []txnid.ID // scratch
 	eff      *[]Effect

@@ -102,7 +102,7 @@ func coreConfig(cfg *Config, name string) shard.Config {
 	c.AckLingerUs = 50
 	c.PrepareBackoffUs, c.MaxPrepareBackoffUs = 10, 20
 	c.FinishBackoffUs, c.MaxFinishBackoffUs = 10, 20
-	c.ForgetCheckIntervalUs = neverUs
+	c.ForgetCheckIntervalUs, c.HashCheckIntervalUs = neverUs, 0
 	return c
 }
 

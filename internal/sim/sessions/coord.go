@@ -65,6 +65,7 @@ func (c *coord) start() {
 	cfg.Shard, cfg.Shards = uint32(c.index), uint32(w.opt.Shards)
 	cfg.Node, cfg.Cluster, cfg.Incarnation = "sim", [16]byte{1}, 1
 	cfg.MaxAppendsInFlight = 1 + w.rng.IntN(3)
+	cfg.HashCheckIntervalUs, cfg.HashCheckEntries = 200_000, 10
 	c.sh = shard.New(cfg)
 	c.life++
 	c.term++
@@ -138,6 +139,12 @@ func (c *coord) append(r record) {
 	}
 	for i := range effects {
 		switch e := &effects[i]; e.Kind {
+		case txn.EffectVerify:
+			if _, err := c.oracle.Hashed(e.Token, e.Capture.Hash()); err != nil {
+				w.fail("%v", err)
+			}
+		case txn.EffectVerified:
+			w.report.Verified++
 		case txn.EffectDeadlock:
 			if e.Txn.Interactive {
 				w.report.Deadlocks++
@@ -192,6 +199,7 @@ func (c *coord) act() {
 	calls := append([]shard.Call(nil), rd.Calls...)
 	replies := append([]shard.Reply(nil), rd.Replies...)
 	messages := append([]shard.Message(nil), rd.Messages...)
+	captures := append([]shard.Capture(nil), rd.Captures...)
 	wake := rd.WakeAtUs
 	c.sh.Advance()
 	for _, e := range entries {
@@ -215,6 +223,14 @@ func (c *coord) act() {
 	}
 	for i := range messages {
 		c.send(&messages[i])
+	}
+	for _, v := range captures {
+		life := c.life
+		w.at(int64(v.Index%5)*1_000, func() {
+			if c.life == life {
+				c.step(&shard.Hashed{Index: v.Index, Hash: v.State.Hash()})
+			}
+		})
 	}
 	if wake > 0 && (c.wakeUs == 0 || wake < c.wakeUs) {
 		c.wakeUs = wake

@@ -53,6 +53,7 @@ type Report struct {
 	Lost, Crashes, Repeated, Upgraded int // executions lost, coordinators lost, steps repeated, retries that kept their age
 	TimedOut                          int // waited for a lock until the timeout
 	Wounded, Yielded, Spread          int // gave way to an elder, at another shard; transactions with locks at several shards
+	Verified                          int // hashes in the log that the oracle's state has, too
 	Anomalies                         []check.Anomaly
 	Replay                            []string         // what differs when the committed are replayed as they were decided
 	Locks                             []linear.Problem // keys that two had at once
