@@ -60,15 +60,24 @@ func (c *Cluster) view(r *running) (placement.View, bool) {
 		}
 		v.Members = append(v.Members, placement.Member{ID: m.ID, Up: up, Draining: m.Draining || s.Closing, Gone: m.Leaving})
 	}
+	known := func(id string) bool {
+		return slices.ContainsFunc(v.Members, func(m placement.Member) bool { return m.ID == id })
+	}
 	for i := range r.node.Shards() {
 		leader := c.leader(i)
 		s := placement.Shard{ID: i, Leader: leader, Want: r.node.Placement(i)}
-		st, known := statuses[leader]
+		if !known(leader) {
+			return v, false
+		}
+		st := statuses[leader]
 		at := slices.IndexFunc(st.Shards, func(o shardStatus) bool { return o.Shard == i && o.Leading })
-		if !known || at < 0 {
+		if at < 0 {
 			return v, false
 		}
 		for _, m := range st.Shards[at].Members {
+			if !known(m.Member) { // it has not told yet where it is; nobody leaves the table while it has a replica
+				return v, false
+			}
 			if m.Voter {
 				s.Voters = append(s.Voters, m.Member)
 			} else {

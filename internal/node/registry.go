@@ -1,7 +1,7 @@
 package node
 
 import (
-	"sort"
+	"context"
 	"strings"
 	"time"
 
@@ -106,11 +106,21 @@ func (n *Node) nearby(id txnid.ID, op *Operation) txnid.ID {
 	return id.At(txn.LockShard(op.Service, segment, n.registry.Load().partitions(op.Service), n.cfg.Shards), n.cfg.Shards)
 }
 
-func (reg *registry) names() []string {
-	names := make([]string, 0, len(reg.byName))
-	for name := range reg.byName {
-		names = append(names, name)
+// Copies of the registry are a moment late at nodes that only follow it.
+const (
+	registryPatience = time.Second
+	registryPause    = 2 * time.Millisecond
+)
+
+// awaitService waits until a service that is registered has arrived in the local copy.
+func (n *Node) awaitService(ctx context.Context, name string) {
+	for end := time.Now().Add(registryPatience); n.registry.Load().byName[name] == nil && time.Now().Before(end); {
+		select {
+		case <-time.After(registryPause):
+		case <-ctx.Done():
+			return
+		case <-n.stop:
+			return
+		}
 	}
-	sort.Strings(names)
-	return names
 }

@@ -224,6 +224,7 @@ func (n *Node) confirmUnknown(ctx context.Context, name string) *reason.Error {
 	case err != nil:
 		return asReason(err)
 	case known:
+		n.awaitService(ctx, name)
 		e := reason.New(reason.UnknownService, "try again", "service %q was registered this moment", name)
 		e.RetryAfterMs = 1
 		return e
