@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,10 +20,11 @@ import (
 
 // demoCmd is `assent demo`.
 type demoCmd struct {
+	Nodes     int           `default:"3" help:"Nodes of the coordinator: 3 or 5 make a cluster whose leaders are killed; 1 is killed and started again."`
 	Transfers int           `default:"3000" help:"Transfers to submit."`
 	Clients   int           `default:"32" help:"Clients that submit at the same time."`
 	Accounts  int           `default:"50" help:"Accounts on each ledger; fewer means more waiting for locks."`
-	Kills     int           `default:"4" help:"How often the coordinator is killed with SIGKILL."`
+	Kills     int           `default:"4" help:"How often a node is killed with SIGKILL."`
 	Every     time.Duration `default:"1500ms" help:"Time between kills."`
 	Dir       string        `help:"Keep all data here instead of a temporary directory; must be empty or absent." type:"path"`
 }
@@ -34,17 +36,20 @@ const (
 
 // Help is shown by --help.
 func (*demoCmd) Help() string {
-	return `Runs the main job with nothing to install: a coordinator (a real child
-process) and two ledgers (SQLite files that use the public SDK over HTTP).
-Thousands of concurrent transfers move money between the ledgers; some are refused
-for lack of funds. Meanwhile the coordinator is killed with SIGKILL and started
-again, several times. At the end an audit reads both ledgers: every transfer must
+	return `Runs the main job with nothing to install: a coordinator of three nodes (real child
+processes that elect a leader) and two ledgers (SQLite files that use the public SDK
+over HTTP). Thousands of concurrent transfers move money between the ledgers; some are
+refused for lack of funds. Meanwhile the leader is killed with SIGKILL, again and again;
+the others go on, and it comes back. At the end an audit reads both ledgers: every transfer must
 be on both or on neither, as its client was told, with no money made or lost,
 nothing in doubt and no lock left. The exit code is 1 if anything is wrong.`
 }
 
 // Run runs the demo.
 func (d *demoCmd) Run() error {
+	if d.Nodes < 1 || d.Nodes > 7 {
+		return &exitError{exitUsage, errors.New("--nodes is 1 to 7")}
+	}
 	if d.Transfers < 1 || d.Clients < 1 || d.Accounts < 1 || d.Kills < 0 || d.Every <= 0 {
 		return &exitError{exitUsage, errors.New("--transfers, --clients and --accounts are at least 1, --every is more than 0s")}
 	}
@@ -89,35 +94,43 @@ func (d *demoCmd) run(ctx context.Context, dir string, out io.Writer) error {
 		books = append(books, book)
 	}
 
-	self, err := os.Executable()
+	nodes, err := d.nodes(dir)
 	if err != nil {
 		return err
 	}
-	child, err := serveproc.New(self, filepath.Join(dir, "coordinator"))
-	if err != nil {
-		return err
+	for _, n := range nodes {
+		if err := n.Launch(); err != nil {
+			return err
+		}
+		defer n.Kill()
 	}
-	if err := child.Start(ctx); err != nil {
-		return err
+	for i, n := range nodes {
+		if err := n.Ready(ctx); err != nil {
+			return err
+		}
+		say("node n%d: process %d at %s", i+1, n.Pid(), n.URL)
 	}
-	defer child.Kill()
-	say("coordinator: process %d at %s", child.Pid(), child.URL)
 	for i, book := range books {
-		if err := book.Register(ctx, child.URL); err != nil {
+		if err := book.Register(ctx, nodes[0].URL); err != nil {
 			return fmt.Errorf("register %s: %w", names[i], err)
 		}
 	}
 
-	load := &ledger.Load{Coordinator: child.URL, Services: [2]string{names[0], names[1]}, Accounts: d.Accounts, Clients: d.Clients, Transfers: d.Transfers}
+	load := &ledger.Load{Coordinator: nodes[0].URL, Services: [2]string{names[0], names[1]}, Accounts: d.Accounts, Clients: d.Clients, Transfers: d.Transfers}
+	for _, n := range nodes[1:] {
+		load.Others = append(load.Others, n.URL)
+	}
 	done := make(chan error, 1)
 	go func() { done <- load.Run(ctx, 20*time.Second) }()
-	kills, err := d.breakThings(ctx, child, load, done, say)
+	kills, err := d.breakThings(ctx, nodes, load, done, say)
 	if err != nil {
 		return err
 	}
 	say("done: %d committed, %d refused, %d requests repeated, %d kills; waiting until nothing is open", load.Committed.Load(), load.Aborted.Load(), load.Retried.Load(), kills)
-	if err := child.Settled(ctx); err != nil {
-		return err
+	for _, n := range nodes {
+		if err := n.Settled(ctx); err != nil {
+			return err
+		}
 	}
 
 	found, err := ledger.Audit(ctx, books, d.Accounts, demoBalance, load.Told())
@@ -138,8 +151,39 @@ func (d *demoCmd) run(ctx context.Context, dir string, out io.Writer) error {
 	return nil
 }
 
-// breakThings kills and restarts the coordinator until the load is done.
-func (d *demoCmd) breakThings(ctx context.Context, child *serveproc.Process, load *ledger.Load, done <-chan error, say func(string, ...any)) (kills int, err error) {
+// nodes prepares the processes.
+func (d *demoCmd) nodes(dir string) ([]*serveproc.Process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	if d.Nodes == 1 {
+		alone, err := serveproc.New(self, filepath.Join(dir, "n1"))
+		return []*serveproc.Process{alone}, err
+	}
+	var peers, founders []string
+	for i := range d.Nodes {
+		peer, err := serveproc.FreeAddress()
+		if err != nil {
+			return nil, err
+		}
+		peers = append(peers, peer)
+		founders = append(founders, fmt.Sprintf("n%d=%s", i+1, peer))
+	}
+	var nodes []*serveproc.Process
+	for i, peer := range peers {
+		name := fmt.Sprintf("n%d", i+1)
+		n, err := serveproc.New(self, filepath.Join(dir, name), "--node", name, "--peer", peer, "--cluster", strings.Join(founders, ","))
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, nil
+}
+
+// breakThings kills the leader and starts it again, until the load is done.
+func (d *demoCmd) breakThings(ctx context.Context, nodes []*serveproc.Process, load *ledger.Load, done <-chan error, say func(string, ...any)) (kills int, err error) {
 	kill := time.NewTicker(d.Every)
 	defer kill.Stop()
 	progress := time.NewTicker(500 * time.Millisecond)
@@ -158,14 +202,54 @@ func (d *demoCmd) breakThings(ctx context.Context, child *serveproc.Process, loa
 			if kills == d.Kills {
 				continue
 			}
-			kills++
-			pid := child.Pid()
-			child.Kill()
-			down := time.Now()
-			if err := child.Start(ctx); err != nil {
-				return kills, fmt.Errorf("restart after kill %d: %w", kills, err)
+			if err := d.killLeader(ctx, nodes, say); err != nil {
+				return kills, err
 			}
-			say("KILLED coordinator %d (SIGKILL); process %d is ready again after %d ms", pid, child.Pid(), time.Since(down).Milliseconds())
+			kills++
+		}
+	}
+}
+
+// killLeader kills who leads, and starts it again once another one does.
+func (d *demoCmd) killLeader(ctx context.Context, nodes []*serveproc.Process, say func(string, ...any)) error {
+	at, err := leaderOf(ctx, nodes)
+	if err != nil {
+		return err
+	}
+	dead := nodes[at]
+	pid, down := dead.Pid(), time.Now()
+	dead.Kill()
+	say("KILLED n%d, process %d, which led (SIGKILL)", at+1, pid)
+	if len(nodes) > 1 {
+		next, err := leaderOf(ctx, nodes)
+		if err != nil {
+			return err
+		}
+		say("n%d leads, %d ms after", next+1, time.Since(down).Milliseconds())
+	}
+	if err := dead.Launch(); err != nil {
+		return err
+	}
+	if err := dead.Ready(ctx); err != nil {
+		return fmt.Errorf("restart: %w", err)
+	}
+	say("n%d is back as process %d, ready %d ms after the kill", at+1, dead.Pid(), time.Since(down).Milliseconds())
+	return nil
+}
+
+// leaderOf waits until one of the nodes leads, and returns which.
+func leaderOf(ctx context.Context, nodes []*serveproc.Process) (int, error) {
+	for {
+		for i, n := range nodes {
+			var health struct{ Shards []struct{ Leading bool } }
+			if body, err := n.Get(ctx, "/healthz"); err == nil && json.Unmarshal(body, &health) == nil && len(health.Shards) > 0 && health.Shards[0].Leading {
+				return i, nil
+			}
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, fmt.Errorf("no node leads: %w", ctx.Err())
 		}
 	}
 }

@@ -154,7 +154,7 @@ func (n *runningNode) open(ctx context.Context, onFatal func(error)) error {
 		Machines: machines, Logger: n.logger, OnFatal: onFatal,
 		Observer:           replog.Observer{Append: n.metrics.Appended, Snapshot: n.metrics.Snapshotted},
 		ElectionTimeoutMs:  int(n.cfg.ElectionTimeout.Milliseconds()),
-		AppendStallMs:      int(n.cfg.AppendStall.Milliseconds()),
+		AppendStallMs:      n.cfg.AppendStallMs(),
 		SnapshotAfterBytes: int64(n.cfg.SnapshotBytes),
 	}
 	if n.port != nil {

@@ -76,7 +76,7 @@ type Serve struct {
 	AllowNetwork   []netip.Prefix `group:"services" placeholder:"CIDR" help:"Networks that services may be called in, such as 10.0.0.0/8; repeatable. Default: any but link-local and multicast."`
 
 	SnapshotBytes Bytes         `group:"log" default:"64MiB" help:"A snapshot is taken when that much was logged since the last."`
-	AppendStall   time.Duration `group:"log" default:"10s" help:"The process ends when a write is not on disk after that time."`
+	AppendStall   time.Duration `group:"log" default:"0s" help:"The process ends when a write is not on disk after that time, so that another node may lead; 0: 10s, and 3s in a cluster."`
 
 	LogFormat string `group:"output" default:"text" enum:"text,json" help:"How to log: text or json."`
 	LogLevel  string `group:"output" default:"info" enum:"debug,info,warn,error" help:"What to log: debug, info, warn or error."`
@@ -209,7 +209,7 @@ func (s *Serve) Validate() error {
 		{"shutdown-timeout", s.ShutdownTimeout, 0, 10 * time.Minute},
 		{"prepare-timeout", s.PrepareTimeout, 10 * time.Millisecond, 10 * time.Minute},
 		{"finish-timeout", s.FinishTimeout, 10 * time.Millisecond, 10 * time.Minute},
-		{"append-stall", s.AppendStall, 10 * time.Millisecond, time.Hour},
+		{"append-stall", s.appendStall(), 10 * time.Millisecond, time.Hour},
 		{"election-timeout", s.ElectionTimeout, 50 * time.Millisecond, time.Minute},
 	} {
 		if v.value < v.lo || v.value > v.hi {
@@ -251,6 +251,20 @@ func (s *Serve) validateCluster() error {
 	}
 	return nil
 }
+
+// appendStall is AppendStall with its default.
+func (s *Serve) appendStall() time.Duration {
+	switch {
+	case s.AppendStall != 0:
+		return s.AppendStall
+	case s.Peer != "":
+		return 3 * time.Second
+	}
+	return 10 * time.Second
+}
+
+// AppendStallMs is how long a write may take, in milliseconds.
+func (s *Serve) AppendStallMs() int { return int(s.appendStall().Milliseconds()) }
 
 // Founders are the addresses of --cluster by node name.
 func (s *Serve) Founders() (map[string]string, error) {

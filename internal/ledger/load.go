@@ -21,6 +21,7 @@ import (
 // known: so the coordinator may be killed at any time.
 type Load struct {
 	Coordinator string    // base URL
+	Others      []string  // further nodes, asked in turn when one does not answer
 	Services    [2]string // the two books; money goes both ways
 	Accounts    int
 	Clients     int
@@ -32,6 +33,7 @@ type Load struct {
 	Committed, Aborted, Retried atomic.Int64
 
 	next atomic.Int64
+	node atomic.Uint32 // counts moves to the next one
 	mu   sync.Mutex
 	told map[string]string
 }
@@ -129,19 +131,27 @@ func (l *Load) postings(id string) []any {
 // submit returns the state that the coordinator told, "" if it told none, and an
 // error if it refused for good.
 func (l *Load) submit(ctx context.Context, client *http.Client, body []byte) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, l.Coordinator+"/v1/transactions", bytes.NewReader(body))
+	node, url := l.node.Load(), l.Coordinator
+	if at := int(node) % (len(l.Others) + 1); at > 0 {
+		url = l.Others[at-1]
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/transactions", bytes.NewReader(body))
 	if err != nil {
 		return "", err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
+		l.node.CompareAndSwap(node, node+1)
 		return "", nil // no answer: the outcome is unknown, ask again
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	switch {
 	case err != nil, resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests:
+		if resp.StatusCode != http.StatusTooManyRequests {
+			l.node.CompareAndSwap(node, node+1)
+		}
 		return "", nil // as above
 	case resp.StatusCode != http.StatusOK:
 		return "", fmt.Errorf("refused with status %d: %s", resp.StatusCode, bytes.TrimSpace(answer))

@@ -37,17 +37,22 @@ func New(binary, data string, extra ...string) (*Process, error) {
 		Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second,
 	}}
 	for _, addr := range []*string{&p.http, &p.grpc} {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		*addr = ln.Addr().String()
-		if err := ln.Close(); err != nil {
+		var err error
+		if *addr, err = FreeAddress(); err != nil {
 			return nil, err
 		}
 	}
 	p.URL = "http://" + p.http
 	return p, nil
+}
+
+// FreeAddress is a loopback address that nobody listens on.
+func FreeAddress() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return ln.Addr().String(), ln.Close()
 }
 
 // LogFile is where the process writes what it has to say.
