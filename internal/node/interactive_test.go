@@ -134,9 +134,10 @@ func TestInteractive(t *testing.T) {
 	if x, y := s.list("a", "x"), s.list("b", "y"); x != "[7]" || y != "[8]" {
 		t.Errorf("x %s, y %s", x, y)
 	}
-	// A step after the end is answered by the end.
-	if late := s.step(tx.ID, 9, listOp("a", "list", "x", 0, node.Shared, true)); late.State != "committed" || late.StepResults != nil {
-		t.Errorf("a late step: %+v", late)
+	// A step after the commit is refused, and the refusal tells what became of it.
+	late := node.Step{Number: 9, Locks: []node.ServiceLock{{Service: "a", DeclaredLock: node.DeclaredLock{Key: "x"}}}}
+	if r, err := s.node.Enlist(t.Context(), tx.ID, late); code(err) != reason.AlreadyDecided || r.State != "committed" {
+		t.Errorf("a late step: %+v, %v", r, err)
 	}
 }
 
@@ -192,7 +193,7 @@ func TestKeyedSteps(t *testing.T) {
 	if done, err := s.node.Commit(t.Context(), tx.ID, node.WaitCompleted); err != nil || done.State != "committed" {
 		t.Fatalf("%+v, %v", done, err)
 	}
-	if r, err := step(other, 1); err != nil || r.State != "committed" || r.StepResults != nil {
+	if r, err := step(other, 1); code(err) != reason.AlreadyDecided || r.State != "committed" || r.StepResults != nil {
 		t.Errorf("after the end: %+v, %v", r, err)
 	}
 	if x := s.list("a", "x"); x != "[1 1 2]" {

@@ -311,6 +311,14 @@ func (s *Shard) settle(t *txn.Txn, r *run, w waiter) bool {
 		if r != nil {
 			r.touchedUs = s.now.MonoUs
 		}
+		// An abort answers every step. A commit answers those that are part of it, as far
+		// as that can be told: what is remembered of steps ends with the decision.
+		if t.Status.Decided() && t.Abort == nil && !w.taken {
+			err := stepRefusal(reason.AlreadyDecided, t.ID, w.step, "")
+			s.notice(Notice{Kind: NoticeRefused, Reason: err.Code})
+			s.reply(Reply{Token: w.token, Err: err, View: s.view(t, false)})
+			return true
+		}
 		v := s.view(t, w.repeated)
 		if !decided {
 			v.StepResults = stepResults(t, r, w.step)

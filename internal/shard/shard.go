@@ -206,6 +206,7 @@ type waiter struct {
 	digest   [32]byte
 	repeated bool
 	step     uint32
+	taken    bool // a step whose record has been seen
 }
 
 type barrier struct {

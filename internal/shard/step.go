@@ -38,6 +38,7 @@ func (s *Shard) enlist(ev *Enlist) {
 				s.refuse(ev.Token, stepRefusal(reason.StepConflict, ev.ID, ev.Step, ""))
 				return
 			}
+			w.taken = true
 			s.attach(t, w)
 			return
 		}
@@ -122,7 +123,7 @@ func (s *Shard) stepTaken(e *txn.Effect) {
 		s.startLockWait(r)
 	}
 	if ok && w.token != 0 {
-		w.repeated = e.Kind == txn.EffectStepRepeated
+		w.repeated, w.taken = e.Kind == txn.EffectStepRepeated, true
 		s.attach(e.Txn, w)
 	}
 	s.nextHeld(r)
@@ -142,7 +143,7 @@ func (s *Shard) stepGranted(t *txn.Txn) {
 func (s *Shard) stepRefused(e *txn.Effect) {
 	w, ok := s.takeStep(e.ID)
 	if ok && w.token != 0 {
-		// A step that came after the decision is answered by it, and a commit that was
+		// A step that came after an abort is answered by it, and a commit that was
 		// asked for twice by what becomes of the first.
 		if e.Reason == reason.AlreadyDecided && (w.kind == waitSeal || e.Txn.Status.Decided()) {
 			s.attach(e.Txn, w)
@@ -161,6 +162,8 @@ func stepRefusal(code reason.Code, id txnid.ID, step uint32, service string) *re
 		return reason.New(code, "only transactions begun with POST /v1/transactions:begin take steps", "transaction %s was submitted as a whole", id)
 	case reason.CommitAsked:
 		return reason.New(code, "use a new transaction for further work", "commit of transaction %s was asked for already", id)
+	case reason.AlreadyDecided:
+		return reason.New(code, "use a new transaction for further work", "transaction %s is committed and takes no steps any more", id)
 	case reason.StepConflict:
 		return reason.New(code, "number each step of a transaction anew, and repeat one with the same body only", "step %d of transaction %s was another one", step, id)
 	case reason.StepPending:
