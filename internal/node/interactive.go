@@ -220,7 +220,7 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 		if len(op.Locks) == 0 && coveredBy(s.Locks, v.Name) {
 			continue // the step's own locks say what it uses there
 		}
-		if needs, err = n.needs(needs, &op.Operation, v); err != nil {
+		if needs, err = n.needs(needs, &op.Operation, v, place{id, s, i}); err != nil {
 			return nil, err
 		}
 	}
@@ -233,7 +233,7 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 		if v.Isolated {
 			return nil, reason.New(reason.InvalidField, "leave its keys out: the service isolates itself", "service %q has isolation participant and takes no locks", v.Name)
 		}
-		if needs, err = n.needs(needs, &Operation{Service: l.Service, Locks: []DeclaredLock{l.DeclaredLock}}, v); err != nil {
+		if needs, err = n.needs(needs, &Operation{Service: l.Service, Locks: []DeclaredLock{l.DeclaredLock}}, v, place{id, s, i}); err != nil {
 			return nil, err
 		}
 	}

@@ -99,6 +99,7 @@ type Node struct {
 	cluster  string        // set by Start, before anything is called
 	listing  chan struct{} // one scan of a shard's transactions at a time
 	metrics  *Metrics
+	hints    hints
 	stop     chan struct{}
 	stopOnce sync.Once
 	loops    sync.WaitGroup

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -31,6 +32,9 @@ type system struct {
 	log    *replog.Log
 	tune   func(*shard.Config)
 	shards uint32
+
+	logger  *slog.Logger
+	metrics *node.Metrics
 }
 
 func start(t *testing.T, tune func(*shard.Config)) *system {
@@ -53,7 +57,7 @@ func (s *system) open() {
 	if s.tune != nil {
 		s.tune(&cfg)
 	}
-	s.node = node.New(node.Config{Name: "n1", Shards: s.shards, Shard: cfg}, rmhttp.New(rmhttp.Config{}), nil)
+	s.node = node.New(node.Config{Name: "n1", Shards: s.shards, Shard: cfg, Logger: s.logger}, rmhttp.New(rmhttp.Config{}), s.metrics)
 	var machines []replog.Machine
 	for i := range s.shards {
 		machines = append(machines, s.node.Machine(i))

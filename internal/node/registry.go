@@ -49,6 +49,7 @@ func (r *runner) publish() {
 	for name := range old.byName { // order does not matter: each is dropped by itself
 		if next.byName[name] == nil {
 			r.n.metrics.forgetService(name)
+			r.n.hints.forget(name)
 		}
 	}
 	r.n.registry.Store(next)

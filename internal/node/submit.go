@@ -141,7 +141,7 @@ func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begi
 		}
 		b.Branches[at].Ops = append(b.Branches[at].Ops, op.Payload)
 		var err *reason.Error
-		if needs, err = n.needs(needs, op, v); err != nil {
+		if needs, err = n.needs(needs, op, v, place{id: id, index: i}); err != nil {
 			return nil, 0, err
 		}
 	}
@@ -184,16 +184,16 @@ func branchOf(branches []txn.BeginBranch, service string) int {
 
 // needs appends the locks of an operation: rule 5. Without keys it takes its
 // whole service, unless the service isolates itself.
-func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service) ([]lock.Need, *reason.Error) {
+func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service, at place) ([]lock.Need, *reason.Error) {
 	if v.Isolated {
 		return dst, nil
 	}
 	if len(op.Locks) == 0 {
 		if v.RequireKeys {
 			return dst, reason.New(reason.KeysRequired, "declare the keys that the operation uses under \"locks\"",
-				"service %q was registered with require_keys, and an operation on it declares none", v.Name)
+				"service %q was registered with require_keys, and %s on it declares none", v.Name, at)
 		}
-		n.metrics.undeclared(v.Name)
+		n.undeclared(v.Name, at)
 		return append(dst, lock.Need{Key: v.Name, Mode: lock.X}), nil
 	}
 	for i := range op.Locks {
