@@ -322,6 +322,19 @@ func (t *Table) Queue(key string) (n int) {
 	return n
 }
 
+// LongestQueue counts those that wait at the node where most do. It looks at every claim.
+func (t *Table) LongestQueue() (n int) {
+	if t.waiters == 0 {
+		return 0
+	}
+	for _, c := range t.claims { // order does not matter: the greatest is the same
+		if !c.granted() {
+			n = max(n, int(c.outstanding().node.waiting.total()))
+		}
+	}
+	return n
+}
+
 // Len counts the claims.
 func (t *Table) Len() int { return len(t.claims) }
 

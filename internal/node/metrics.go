@@ -25,6 +25,8 @@ type Metrics struct {
 	stepWait     prometheus.Histogram
 	deadlocks    prometheus.Counter
 	wounds       prometheus.Counter
+	needless     prometheus.Counter
+	grants       prometheus.Counter
 	cycles       prometheus.Histogram
 	calls        *prometheus.HistogramVec // by service, phase, result
 	noKeys       *prometheus.CounterVec
@@ -72,7 +74,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.blocked = counter("lock_waits_total", "Transactions that had to wait for a lock.").WithLabelValues()
 	m.stepWait = histogram("step_wait_seconds", "From a step's arrival to all its locks granted, of interactive transactions.", times)
 	m.deadlocks = counter("deadlocks_total", "Cycles of waiting that were broken; each cost one victim its turn.").WithLabelValues()
-	m.wounds = counter("wounds_total", "Transactions that gave way to an older one at their home shard, in no cycle that was seen; aborts by reason WOUNDED are among them, the rest were restarted unseen.").WithLabelValues()
+	m.grants = counter("lock_grants_total", "Transactions, and steps of interactive ones, that got all their locks.").WithLabelValues()
+	m.wounds = counter("wounds_total", "Transactions that gave way to an older one, in no cycle that was seen; aborts by reason WOUNDED are among them, the rest were restarted unseen.").WithLabelValues()
+	m.needless = counter("needless_victims_total", "Of those, the ones that surely stood in no cycle.").WithLabelValues()
 	m.cycles = histogram("deadlock_transactions", "Transactions in a cycle of waiting.", prometheus.LinearBuckets(2, 1, 8))
 	m.stale = counter("stale_entries_total", "Log entries ignored because they were computed in another term.").WithLabelValues()
 	m.leads = counter("leaderships_total", "Times that this node began to lead a shard.").WithLabelValues()
@@ -141,6 +145,7 @@ func (m *Metrics) observe(e *shard.Notice) {
 		}
 	case shard.NoticeGranted:
 		m.lockWait.Observe(seconds)
+		m.grants.Inc()
 	case shard.NoticeBlocked:
 		m.blocked.Inc()
 	case shard.NoticeEnded:
@@ -160,11 +165,15 @@ func (m *Metrics) observe(e *shard.Notice) {
 		m.leads.Inc()
 	case shard.NoticeStep:
 		m.stepWait.Observe(seconds)
+		m.grants.Inc()
 	case shard.NoticeDeadlock:
 		m.deadlocks.Inc()
 		m.cycles.Observe(float64(e.N))
 	case shard.NoticeWounded:
 		m.wounds.Inc()
+		if e.Needless {
+			m.needless.Inc()
+		}
 	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService, shard.NoticeLevel, shard.NoticeMember, shard.NoticePlaced, shard.NoticeVerified, shard.NoticeDiverged:
 	}
 }
@@ -183,13 +192,14 @@ var (
 	descFsyncs  = prometheus.NewDesc("assent_log_fsyncs_total", "Synced writes of the log's database, all shards.", nil, nil)
 	descLocks   = prometheus.NewDesc("assent_lock_owners", "Transactions that hold or wait for a lock.", nil, nil)
 	descWaiters = prometheus.NewDesc("assent_lock_waiters", "Transactions that wait for a lock.", nil, nil)
+	descQueue   = prometheus.NewDesc("assent_lock_longest_queue", "Transactions that wait for the key that most wait for.", nil, nil)
 	descLeading = prometheus.NewDesc("assent_shards_leading", "Shards that this node leads.", nil, nil)
 	descW       = prometheus.NewDesc("assent_watermark_seconds", "Unix time of the lowest shard's watermark: ids below it without a record are expired.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (*stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descOpen, descDone, descDoubt, descAge, descHazards, descAppends, descBytes, descFsyncs, descLocks, descWaiters, descLeading, descW} {
+	for _, d := range []*prometheus.Desc{descOpen, descDone, descDoubt, descAge, descHazards, descAppends, descBytes, descFsyncs, descLocks, descWaiters, descQueue, descLeading, descW} {
 		ch <- d
 	}
 }
@@ -202,7 +212,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	var open, done, doubt, hazards, locks, waiters, leading int
+	var open, done, doubt, hazards, locks, waiters, queue, leading int
 	var age, w float64
 	for _, r := range n.runners {
 		err := r.run(ctx, func(sh *shard.Shard) {
@@ -212,6 +222,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 			hazards += st.Hazards()
 			locks += st.LockOwners()
 			waiters += st.LockWaiters()
+			queue = max(queue, st.LongestLockQueue())
 			if sh.Leading() {
 				leading++
 			}
@@ -251,6 +262,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descHazards, float64(hazards))
 	gauge(descLocks, float64(locks))
 	gauge(descWaiters, float64(waiters))
+	gauge(descQueue, float64(queue))
 	gauge(descLeading, float64(leading))
 	gauge(descW, w)
 }

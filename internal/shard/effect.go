@@ -81,7 +81,14 @@ func (s *Shard) effect(e *txn.Effect) {
 	case txn.EffectDeadlock:
 		s.deadlock(e)
 	case txn.EffectWounded:
-		s.notice(Notice{Kind: NoticeWounded, ID: e.ID, Text: txn.DescribeWound(e.Cycle[0])})
+		if _, told := s.foreign.cycles[e.ID]; told { // and it has given way here
+			delete(s.foreign.cycles, e.ID)
+			break
+		}
+		s.wounded(e.ID, txn.DescribeWound(e.Cycle[0]), e.Waiting)
+	case txn.EffectCycle:
+		s.foreign.cycles[e.ID] = txn.DescribeCycle(e.Cycle)
+		s.deadlock(e)
 	case txn.EffectAskAgain:
 		s.ask(e.ID, e.Shard, e.Txn.ForeignAt(e.Shard).Request)
 	case txn.EffectClaimGranted, txn.EffectClaimBlocked, txn.EffectClaimRepeated:

@@ -314,7 +314,7 @@ const (
 	NoticeService                          // Service, Text: registered, draining, removed
 	NoticeStep                             // ID, N: the step; DurUs until its locks were held
 	NoticeDeadlock                         // ID: the victim; Text: the cycle; N: its length
-	NoticeWounded                          // ID: gave way to an elder; Text
+	NoticeWounded                          // ID: gave way to an elder; Text; Needless
 	NoticeLevel                            // N: the log has reached this level
 	NoticeMember                           // Member, Text: put, removed
 	NoticePlaced                           // N: the shard; Text: who is to vote there
@@ -333,6 +333,7 @@ type Notice struct {
 	Text      string
 	Committed bool
 	OnePhase  bool
+	Needless  bool // it surely stood in no cycle
 	DurUs     int64
 	N         int
 	Bytes     int

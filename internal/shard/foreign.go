@@ -20,6 +20,7 @@ type foreign struct {
 	claiming map[txnid.ID]uint32   // requests whose CLAIM is on its way
 	looking  map[txnid.ID]struct{} // waiters that will inquire
 	asking   map[txnid.ID]struct{} // claims whose homes are asked to give way
+	cycles   map[txnid.ID]string   // of those, the cycles that they are the youngest of
 	sweepUs  int64
 	sweptTo  txnid.ID
 	drains   map[string]map[uint32]bool // services that drain, and the shards that have none open
@@ -65,7 +66,7 @@ type part struct {
 
 func newForeign() foreign {
 	return foreign{
-		releases: map[release]struct{}{}, claiming: map[txnid.ID]uint32{}, looking: map[txnid.ID]struct{}{}, asking: map[txnid.ID]struct{}{},
+		releases: map[release]struct{}{}, claiming: map[txnid.ID]uint32{}, looking: map[txnid.ID]struct{}{}, asking: map[txnid.ID]struct{}{}, cycles: map[txnid.ID]string{},
 		drains: map[string]map[uint32]bool{}, drainOut: map[string]struct{}{},
 	}
 }
@@ -263,11 +264,15 @@ func (s *Shard) askedToGiveWay(m *Message) {
 	f := t.ForeignAt(m.From)
 	switch {
 	case t.Status != txn.Active || r.deciding || f == nil:
+	case t.Interactive && m.Waiting:
+		s.proposeAbort(r, txn.AbortCmd{Reason: reason.Deadlock, Message: m.Text})
 	case t.Interactive: // whatever it has asked for since
+		s.wounded(t.ID, m.Text, t.WaitsForLocks())
 		s.proposeAbort(r, txn.AbortCmd{Reason: reason.Wounded, Message: m.Text, Service: m.Service})
 	case f.Request == m.Request:
 		if p := r.part(m.From); p.yielded != m.Request {
 			p.yielded = m.Request
+			s.wounded(t.ID, m.Text, true)
 			s.command(txn.AppendYield(s.openEntry(), txn.Yield{ID: m.ID, Shard: m.From, Request: m.Request}))
 		}
 	}
@@ -390,12 +395,16 @@ func (s *Shard) claimed(e *txn.Effect) {
 func (s *Shard) giveWay(id txnid.ID) {
 	c := s.st.ForeignClaim(id)
 	if c == nil || !c.Asked || c.Over {
+		delete(s.foreign.cycles, id)
 		return
 	}
 	text := "an older transaction needs what it holds at shard " + strconv.FormatUint(uint64(s.cfg.Shard), 10)
 	m := Message{Kind: MessageGiveWay, To: id.Shard(s.cfg.Shards), ID: id, Request: c.Request, Text: text}
 	if w, ok := s.st.WoundOf(id); ok {
 		m.Text, m.Service = txn.DescribeWound(w), serviceOf(w.Key)
+	}
+	if cycle, in := s.foreign.cycles[id]; in {
+		m.Text, m.Waiting = cycle, true
 	}
 	s.send(m)
 	if _, under := s.foreign.asking[id]; !under {
@@ -419,6 +428,7 @@ func (s *Shard) releaseAsked(m *Message) {
 }
 
 func (s *Shard) released(e *txn.Effect) {
+	delete(s.foreign.cycles, e.ID)
 	s.send(Message{Kind: MessageReleased, To: e.ID.Shard(s.cfg.Shards), ID: e.ID, Service: e.Name, Waiting: e.Waiting})
 }
 

@@ -388,8 +388,18 @@ func (s *Shard) lookIdle(r *run) {
 // deadlock tells of a cycle that the machine has broken.
 func (s *Shard) deadlock(e *txn.Effect) {
 	s.notice(Notice{Kind: NoticeDeadlock, ID: e.ID, N: len(e.Cycle), Text: txn.DescribeCycle(e.Cycle)})
-	d := Deadlock{AtMs: s.st.NowMs(), Victim: e.ID, Restarted: !e.Txn.Interactive, Cycle: e.Cycle}
+	d := Deadlock{AtMs: s.st.NowMs(), Victim: e.ID, Restarted: e.Txn != nil && !e.Txn.Interactive, Cycle: e.Cycle}
+	if c := s.st.ForeignClaim(e.ID); c != nil {
+		d.Restarted = c.Whole
+	}
 	if s.deadlocks = append(s.deadlocks, d); len(s.deadlocks) > maxDeadlocks {
 		s.deadlocks = append(s.deadlocks[:0:0], s.deadlocks[1:]...)
 	}
+}
+
+// wounded tells of a transaction that gave way to an elder. It was in vain if it stood in
+// no cycle, which is sure if it waited for nobody, and where all locks are in one table:
+// there, cycles are broken first.
+func (s *Shard) wounded(id txnid.ID, text string, waiting bool) {
+	s.notice(Notice{Kind: NoticeWounded, ID: id, Text: text, Needless: !waiting || s.cfg.Shards <= 1})
 }

@@ -42,7 +42,8 @@ const (
 	EffectSealed                     // Txn: ask the participants
 	EffectSealRefused                // ID, Reason; Txn may be nil
 	EffectDeadlock                   // Txn: the victim; Cycle
-	EffectWounded                    // Txn: gave way to an elder; Cycle is that one wait
+	EffectCycle                      // ID of another home's transaction: the youngest of Cycle; an elder there makes it give way
+	EffectWounded                    // ID gave way to an elder; Txn, if this is its home; Cycle is that one wait; Waiting
 	EffectAskAgain                   // Txn, Shard: its part there was given back and is asked for anew
 	EffectClaimGranted               // ID of another home's transaction, Request, Token
 	EffectClaimBlocked               // ID, Request
@@ -73,7 +74,7 @@ type Effect struct {
 	Shard   uint32
 	Request uint32
 	Token   uint64
-	Waiting bool // released: what it waited for
+	Waiting bool // released: what it waited for; wounded: it waited for a lock itself
 	Capture *Capture
 }
 

@@ -158,6 +158,10 @@ func (t *Txn) foreignKeys() (n int) {
 	return n
 }
 
+// WaitsForLocks reports whether a transaction that can still give way waits for a lock
+// itself. One that does not stands in no cycle.
+func (t *Txn) WaitsForLocks() bool { return t.Status == Active && (!t.Interactive || t.StepPending) }
+
 // locksHeld goes on with a transaction that has become able to, if it has.
 func (s *State) locksHeld(t *Txn) {
 	if t.Status != Active || t.Interactive && !t.StepPending || !t.foreignGranted() || t.locked && !s.locks.Granted(t.ID) {
@@ -345,6 +349,7 @@ func (s *State) mayGiveWay(id txnid.ID) bool {
 func (s *State) wound(w lock.Wait) {
 	if f := s.claims[w.For]; f != nil {
 		if f.Whole && !f.Granted { // its home has nothing of it
+			s.emit(Effect{Kind: EffectWounded, ID: f.ID, Waiting: true, Cycle: []lock.Wait{w}})
 			s.queueBehind(w)
 			return
 		}
@@ -353,7 +358,7 @@ func (s *State) wound(w lock.Wait) {
 		return
 	}
 	t := s.txns[w.For]
-	s.emit(Effect{Kind: EffectWounded, ID: t.ID, Txn: t, Cycle: []lock.Wait{w}})
+	s.emit(Effect{Kind: EffectWounded, ID: t.ID, Txn: t, Waiting: t.WaitsForLocks(), Cycle: []lock.Wait{w}})
 	if t.Interactive {
 		s.abort(t, &Abort{Reason: reason.Wounded, Message: cut(DescribeWound(w)), Service: lock.Service(w.Key)}, false)
 		return

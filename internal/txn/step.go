@@ -257,6 +257,9 @@ func (s *State) breakCycles() {
 func (s *State) breakCycle(cycle []lock.Wait) {
 	victim := s.txns[s.locks.Victim(cycle)]
 	if victim == nil { // of another home; an elder in the cycle will ask it to give way
+		if f := s.claims[s.locks.Victim(cycle)]; f != nil && !f.Asked && !f.Over {
+			s.emit(Effect{Kind: EffectCycle, ID: f.ID, Cycle: cycle})
+		}
 		s.locks.SkipCycle()
 		return
 	}

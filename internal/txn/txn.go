@@ -380,6 +380,9 @@ func (s *State) LockQueue(key string) int { return s.locks.Queue(key) }
 // LockWaiters counts the transactions that wait for a lock.
 func (s *State) LockWaiters() int { return s.locks.Waiters() }
 
+// LongestLockQueue counts those that wait at the node where most do.
+func (s *State) LongestLockQueue() int { return s.locks.LongestQueue() }
+
 // LockOwners counts the transactions that hold or wait for a lock.
 func (s *State) LockOwners() int { return s.locks.Len() }
 

@@ -151,6 +151,8 @@ func (c *coord) append(r record) {
 			} else {
 				w.report.Restarted++
 			}
+		case txn.EffectCycle:
+			w.report.Deadlocks++
 		case txn.EffectStepRepeated:
 			w.report.Repeated++
 		case txn.EffectAskAgain:

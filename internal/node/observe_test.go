@@ -1,0 +1,175 @@
+package node_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
+)
+
+// observed is a system whose log and meters are read by the test.
+type observed struct {
+	*system
+	reg *prometheus.Registry
+	log *lines
+}
+
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(b)
+}
+
+// with are the lines that hold a text.
+func (l *lines) with(text string) (out []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(l.buf.String()) {
+		if strings.Contains(line, text) {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func startObserved(t *testing.T, shards uint32) *observed {
+	t.Helper()
+	o := &observed{reg: prometheus.NewRegistry(), log: &lines{}}
+	o.system = &system{t: t, dir: t.TempDir(), shards: shards, logger: slog.New(slog.NewTextHandler(o.log, nil)), metrics: node.NewMetrics(o.reg)}
+	o.open()
+	t.Cleanup(o.close)
+	return o
+}
+
+// meter is the value of a counter or gauge, of all its labels together.
+func (o *observed) meter(name string) (sum float64) {
+	o.t.Helper()
+	families, err := o.reg.Gather()
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "assent_"+name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+			return sum
+		}
+	}
+	o.t.Errorf("no meter %s", name)
+	return 0
+}
+
+func (o *observed) meters(when string, want map[string]float64) {
+	o.t.Helper()
+	for name, v := range want {
+		o.eventually(fmt.Sprintf("%s: %s is %v (it is %v)", when, name, v, o.meter(name)), func() bool { return o.meter(name) == v })
+	}
+}
+
+// TestUndeclaredKeys: an operation without keys is counted, and named in a hint, once for
+// a service until some time has passed.
+func TestUndeclaredKeys(t *testing.T) {
+	o := startObserved(t, 1)
+	o.addLedger(t.TempDir(), "a")
+	o.addLedger(t.TempDir(), "b")
+	id := node.NewID().String()
+	declared := listOp("a", "append", "x", 1, node.Exclusive, false)
+	bare := listOp("a", "append", "x", 2, node.Exclusive, false)
+	bare.Locks = nil
+	o.submit(node.Submission{ID: id, Operations: []node.Operation{declared.Operation, bare.Operation}})
+	tx := o.begin(node.Beginning{})
+	o.step(tx.ID, 7, bare)
+	o.meters("after two operations", map[string]float64{"undeclared_key_operations_total": 2})
+	if hints := o.log.with("locks its whole service"); len(hints) != 1 || !strings.Contains(hints[0], "service=a") || !strings.Contains(hints[0], id) || !strings.Contains(hints[0], "operations[1]") {
+		t.Errorf("hints: %q", hints)
+	}
+	bare.Service = "b"
+	o.step(tx.ID, 8, declared, bare)
+	if hints := o.log.with("service=b"); len(hints) < 1 || !strings.Contains(hints[len(hints)-1], tx.ID) || !strings.Contains(hints[len(hints)-1], "step=8") {
+		t.Errorf("hints of another service: %q", hints)
+	}
+}
+
+// TestKeysRequired: the refusal says which operation it is about.
+func TestKeysRequired(t *testing.T) {
+	s := start(t, nil)
+	f := newFake(t, "f")
+	s.register(f, func(spec *node.ServiceSpec) { spec.RequireKeys = true })
+	_, err := s.node.Submit(t.Context(), node.Submission{Operations: []node.Operation{op("f", "x"), op("f", "")}})
+	if code(err) != reason.KeysRequired || !strings.Contains(err.Error(), "operations[1]") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestShardsDeadlock: a cycle in one lock table is told as one, also where those who wait
+// have their homes at other shards, and is counted.
+func TestShardsDeadlock(t *testing.T) {
+	o := startObserved(t, testShards)
+	o.addLedger(t.TempDir(), "a")
+	away := (txn.LockShard("a", "x", 1, testShards) + 1) % testShards
+	elder := o.begin(node.Beginning{ID: idAt(away)})
+	younger := o.begin(node.Beginning{ID: idAt((away + 1) % testShards)})
+	for !elder.Age.Before(younger.Age) {
+		time.Sleep(time.Millisecond)
+		younger = o.begin(node.Beginning{ID: idAt((away + 1) % testShards)})
+	}
+	o.step(elder.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, false))
+	o.step(younger.ID, 1, listOp("a", "append", "y", 2, node.Exclusive, false))
+	var waits sync.WaitGroup
+	var r node.Transaction
+	waits.Go(func() { r = o.step(younger.ID, 2, listOp("a", "append", "x", 4, node.Exclusive, false)) })
+	o.meters("one waits", map[string]float64{"lock_waiters": 1, "lock_longest_queue": 1, "lock_waits_total": 1, "lock_grants_total": 2})
+	if r := o.step(elder.ID, 2, listOp("a", "append", "y", 3, node.Exclusive, false)); r.State != "active" {
+		t.Errorf("the elder: %+v", r)
+	}
+	waits.Wait()
+	if r.Abort == nil || r.Abort.Reason != reason.Deadlock || !strings.Contains(r.Abort.Message, elder.ID+" waits for a/y (X) behind "+younger.ID) ||
+		!strings.Contains(r.Abort.Message, younger.ID+" waits for a/x (X) behind "+elder.ID) {
+		t.Errorf("the younger: %+v", r.Abort)
+	}
+	found, err := o.node.Deadlocks(t.Context())
+	if err != nil || len(found) != 1 || found[0].Victim != younger.ID || len(found[0].Cycle) != 2 || found[0].Restarted {
+		t.Errorf("deadlocks: %+v, %v", found, err)
+	}
+	o.meters("after the cycle", map[string]float64{"deadlocks_total": 1, "wounds_total": 0, "needless_victims_total": 0, "lock_waiters": 0, "lock_longest_queue": 0})
+	if r, err := o.node.Commit(t.Context(), elder.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// TestVictimsCounted: who gave way to an elder is counted wherever the lock is, and as
+// needless if it waited for nobody.
+func TestVictimsCounted(t *testing.T) {
+	for home := range uint32(testShards) {
+		t.Run(fmt.Sprint(home), func(t *testing.T) {
+			o := startObserved(t, testShards)
+			o.addLedger(t.TempDir(), "a")
+			elder := o.begin(node.Beginning{ID: idAt(home)})
+			younger := o.begin(node.Beginning{ID: idAt(home)})
+			if elder.Age.Equal(younger.Age) && younger.ID < elder.ID {
+				elder, younger = younger, elder
+			}
+			o.step(younger.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
+			o.step(elder.ID, 1, listOp("a", "append", "x", 2, node.Exclusive, true))
+			o.meters("the younger gave way", map[string]float64{"wounds_total": 1, "needless_victims_total": 1, "deadlocks_total": 0})
+			if _, err := o.node.Rollback(t.Context(), elder.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
