@@ -21,6 +21,7 @@ const (
 	ReasonUnknownService  = "UNKNOWN_SERVICE"
 	ReasonOverloaded      = "OVERLOADED"
 	ReasonIDConflict      = "ID_CONFLICT"
+	ReasonAlreadyDecided  = "ALREADY_DECIDED"
 )
 
 // AbortedError: the transaction did not happen, anywhere, and never will.

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/assent-tx/assent"
+	"github.com/assent-tx/assent/participant"
 )
 
 // A transfer that looks before it leaps: what it reads stays true until it commits.
@@ -60,4 +62,25 @@ func ExampleClient_Submit() {
 	if errors.As(err, &aborted) {
 		fmt.Printf("not done: %s\n", aborted.Reason)
 	}
+}
+
+// A service that takes part in the transactions of its callers: each call adds one
+// operation, and the callers know nothing of its keys. They use a participant.Transport
+// with participant.ContextWithTransaction(ctx, tx.ID()).
+func ExampleClient_Enlist() {
+	client, err := assent.New(assent.Config{})
+	if err != nil {
+		panic(err)
+	}
+	defer client.Close()
+	join := participant.Middleware{Enlist: func(ctx context.Context, transaction string) error {
+		_, err := client.Enlist(ctx, transaction, "loyalty/point", assent.StepOperation{Operation: assent.Operation{
+			Service: "bank-b", Payload: map[string]any{"transfer": transaction, "account": 2, "amount": 1}, Locks: []assent.Lock{assent.Exclusive("accounts/2")},
+		}})
+		return err
+	}}
+	http.Handle("/points", join.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		transaction, _ := participant.TransactionFromContext(r.Context())
+		_, _ = fmt.Fprintf(w, "one point more, if %s commits\n", transaction)
+	})))
 }

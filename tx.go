@@ -7,6 +7,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/http"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,8 +45,9 @@ const (
 //
 // A transaction that is a deadlock's victim, waits too long for a lock, or loses what a
 // participant had executed, is tried again: f runs again, with another Tx, so it must
-// leave nothing behind outside the transaction. The errors of a Tx must be returned by f,
-// wrapped or not. After the last try the *AbortedError is returned.
+// leave nothing behind outside the transaction. That holds also where f returns an error
+// of its own, as it does when a service that it called has met the abort. After the last
+// try the *AbortedError is returned, joined to f's own error if there is one.
 func (c *Client) Run(ctx context.Context, f func(ctx context.Context, tx *Tx) error, opts ...Option) error {
 	o := options{idle: defaultIdle, tries: defaultTries}
 	for _, set := range opts {
@@ -120,7 +122,11 @@ func (tx *Tx) run(ctx context.Context, f func(context.Context, *Tx) error, beat 
 		dead()
 		beats.Wait()
 		if !finished || err != nil && aborted(err, tx.id) == nil {
-			tx.rollback(ctx, err)
+			// The function may know of an abort only by what failed for it, in a service that
+			// it called: then that is no reason to give up.
+			if a := tx.rollback(ctx, err); a != nil && a.Retryable() {
+				err = errors.Join(err, a)
+			}
 		}
 	}()
 	err = f(ctx, tx)
@@ -150,17 +156,21 @@ func (tx *Tx) heartbeats(ctx context.Context, every time.Duration) {
 	}
 }
 
-// rollback ends a try that failed. A commit that may have been decided is left alone.
-func (tx *Tx) rollback(ctx context.Context, why error) {
+// rollback ends a try that failed, and tells why it was aborted. A commit that may have
+// been decided is left alone.
+func (tx *Tx) rollback(ctx context.Context, why error) *AbortedError {
 	var unknown *UnknownOutcomeError
 	if errors.As(why, &unknown) {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackPatience)
 	defer cancel()
-	if _, err := tx.c.Rollback(ctx, tx.id); err != nil {
+	t, err := tx.c.Rollback(ctx, tx.id)
+	if err != nil {
 		tx.c.log.DebugContext(ctx, "assent: rollback", "transaction", tx.id, "error", err)
+		return nil
 	}
+	return aborted(t.err(), tx.id)
 }
 
 func (tx *Tx) commit(ctx context.Context) error {
@@ -240,6 +250,10 @@ func (tx *Tx) Do(ctx context.Context, ops ...StepOperation) ([]json.RawMessage, 
 		Step       uint32          `json:"step"`
 		Operations []StepOperation `json:"operations"`
 	}{tx.step.Add(1), ops}
+	return tx.enlist(ctx, body, len(ops))
+}
+
+func (tx *Tx) enlist(ctx context.Context, body any, n int) ([]json.RawMessage, error) {
 	var answer struct {
 		Transaction Transaction       `json:"transaction"`
 		Results     []json.RawMessage `json:"results"`
@@ -247,10 +261,31 @@ func (tx *Tx) Do(ctx context.Context, ops ...StepOperation) ([]json.RawMessage, 
 	if err := tx.take(ctx, "/operations", body, &answer, &answer.Transaction); err != nil {
 		return nil, err
 	}
-	if len(answer.Results) != len(ops) {
-		return nil, fmt.Errorf("assent: %d results for %d operations", len(answer.Results), len(ops))
+	if len(answer.Results) != n {
+		return nil, fmt.Errorf("assent: %d results for %d operations", len(answer.Results), n)
 	}
 	return answer.Results, nil
+}
+
+// Enlist adds operations to a transaction that somebody else has begun, whose id came with
+// a call (participant.Middleware): all their locks first. Its results are as those of
+// Tx.Do. The key, 1 to 128 visible ASCII characters, tells the steps of a transaction
+// apart that do not come from its client: the same key with the same operations is done
+// once, so take one of your service and what it was called for. Enlist must have returned
+// before your answer does: the client commits after that.
+//
+// It returns an *AbortedError if the transaction is aborted, and an *Error with the reason
+// COMMIT_ASKED or ALREADY_DECIDED if it is too late.
+func (c *Client) Enlist(ctx context.Context, id, key string, ops ...StepOperation) ([]json.RawMessage, error) {
+	if len(ops) == 0 {
+		return nil, nil
+	}
+	body := struct {
+		Key        string          `json:"step_key"`
+		Operations []StepOperation `json:"operations"`
+	}{key, ops}
+	tx := &Tx{c: c, id: url.PathEscape(id)}
+	return tx.enlist(ctx, body, len(ops))
 }
 
 // Lock locks keys of services, each named with Lock.Of.

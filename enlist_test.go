@@ -1,0 +1,126 @@
+package assent_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/assent-tx/assent"
+	"github.com/assent-tx/assent/participant"
+)
+
+// crediting is a service that takes part in the transactions of those who call it: it
+// adds its own operation, and its callers know nothing of its keys.
+func crediting(t *testing.T, c *assent.Client) *httptest.Server {
+	t.Helper()
+	join := participant.Middleware{Enlist: func(ctx context.Context, id string) error {
+		_, err := c.Enlist(ctx, id, "credit", assent.StepOperation{Operation: assent.Operation{
+			Service: "bank-b", Payload: posting(id, 2, 5), Locks: []assent.Lock{assent.Exclusive("accounts/2")},
+		}})
+		return err
+	}}
+	web := httptest.NewServer(join.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id, _ := participant.TransactionFromContext(r.Context())
+		_, _ = fmt.Fprint(w, id)
+	})))
+	t.Cleanup(web.Close)
+	return web
+}
+
+// call calls the service as a part of the transaction.
+func call(ctx context.Context, t *testing.T, url, id string) error {
+	t.Helper()
+	ctx, err := participant.ContextWithTransaction(ctx, id)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	base := &http.Transport{}
+	defer base.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: &participant.Transport{Base: base}}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
+}
+
+func TestEnlist(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	service := crediting(t, c)
+	var id string
+	if err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+		id = tx.ID()
+		if err := tx.Defer(ctx, "bank-a", posting("t1", 1, -5), assent.Exclusive("accounts/1")); err != nil {
+			return err
+		}
+		for range 2 { // the key makes the second call a repetition
+			if err := call(ctx, t, service.URL, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := balance(t, c, "bank-a", 1), balance(t, c, "bank-b", 2); a != 95 || b != 105 {
+		t.Errorf("balances %d and %d", a, b)
+	}
+	// Whoever comes after the commit is told so.
+	_, err := c.Enlist(t.Context(), id, "late", assent.StepOperation{Operation: assent.Operation{Service: "bank-b", Payload: posting("late", 2, 5), Locks: []assent.Lock{assent.Exclusive("accounts/2")}}})
+	var refused *assent.Error
+	if !errors.As(err, &refused) || refused.Reason != assent.ReasonAlreadyDecided {
+		t.Errorf("after the commit: %v", err)
+	}
+	// And after an abort.
+	err = c.Run(t.Context(), func(_ context.Context, tx *assent.Tx) error {
+		id = tx.ID()
+		return errTooLittle
+	})
+	if !errors.Is(err, errTooLittle) {
+		t.Fatal(err)
+	}
+	_, err = c.Enlist(t.Context(), id, "late", assent.StepOperation{Operation: assent.Operation{Service: "bank-b", Payload: posting("late", 2, 5), Locks: []assent.Lock{assent.Exclusive("accounts/2")}}})
+	var aborted *assent.AbortedError
+	if !errors.As(err, &aborted) || aborted.ID != id || aborted.Reason != assent.ReasonClientRollback {
+		t.Errorf("after the abort: %v", err)
+	}
+}
+
+// TestRunVictimUnseen: the function learns only by a failing service that its transaction
+// gave way to an elder; it is tried again all the same.
+func TestRunVictimUnseen(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	service := crediting(t, c)
+	tries := 0
+	err := c.Run(t.Context(), func(ctx context.Context, elder *assent.Tx) error {
+		time.Sleep(10 * time.Millisecond) // the ages differ
+		return c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+			if tries++; tries == 1 {
+				if err := tx.Lock(ctx, assent.Exclusive("k").Of("bank-a")); err != nil {
+					return err
+				}
+				if err := elder.Lock(ctx, assent.Exclusive("k").Of("bank-a")); err != nil {
+					return err
+				}
+			}
+			return call(ctx, t, service.URL, tx.ID())
+		})
+	})
+	if err != nil || tries != 2 {
+		t.Errorf("%v after %d tries", err, tries)
+	}
+	if b := balance(t, c, "bank-b", 2); b != 105 {
+		t.Errorf("balance %d", b)
+	}
+}
