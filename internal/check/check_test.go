@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // parse reads a history in the notation of testdata/*.txt. A line is an event:
@@ -401,9 +402,10 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// BenchmarkCheck is a history of 20,000 transactions with nothing wrong.
-func BenchmarkCheck(b *testing.B) {
-	y := &toy{rng: rand.New(rand.NewPCG(1, 1)), level: "locking"}
+// large is a history of 20,000 transactions, in parts with keys of their own.
+func large(t testing.TB, level string) []Txn {
+	t.Helper()
+	y := &toy{rng: rand.New(rand.NewPCG(1, 1)), level: level}
 	// Keys grow with the history in the toy; a short list per key is what tests use.
 	var events []Event
 	for i := range 40 {
@@ -418,8 +420,29 @@ func BenchmarkCheck(b *testing.B) {
 	}
 	txns, err := Pair(events)
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
+	return txns
+}
+
+// TestLarge: 20,000 transactions are checked within seconds, whether something is wrong
+// or not.
+func TestLarge(t *testing.T) {
+	for level, guilty := range map[string]bool{"locking": false, "committed": true, "snapshot": true} {
+		txns := large(t, level)
+		began := time.Now()
+		found := Check(txns, StrictSerializable)
+		took := time.Since(began)
+		t.Logf("%s: %d transactions in %v: %d anomalies", level, len(txns), took, len(found))
+		if len(txns) < 20_000 || len(found) > 0 != guilty || took > 20*time.Second {
+			t.Errorf("%s: %d transactions, %d anomalies, %v", level, len(txns), len(found), took)
+		}
+	}
+}
+
+// BenchmarkCheck is a history with nothing wrong.
+func BenchmarkCheck(b *testing.B) {
+	txns := large(b, "locking")
 	for b.Loop() {
 		if found := Check(txns, StrictSerializable); len(found) > 0 {
 			b.Fatal(kinds(found))

@@ -60,8 +60,8 @@ type Serve struct {
 	Retention            time.Duration `group:"transactions" default:"10m" help:"How long they are kept; whichever of the two comes first."`
 	TransactionTimeout   time.Duration `group:"transactions" default:"10s" help:"Time until its decision, of a transaction that names no timeout."`
 	MaxOpenTransactions  int           `group:"transactions" default:"20000" help:"Transactions that have not ended; more are refused."`
-	MaxOperations        int           `group:"transactions" default:"64" help:"Operations of a transaction."`
-	MaxKeys              int           `group:"transactions" default:"256" help:"Keys that a transaction declares."`
+	MaxOperations        int           `group:"transactions" default:"64" help:"Operations of a transaction in one request, or of one step."`
+	MaxKeys              int           `group:"transactions" default:"256" help:"Keys that a transaction in one request, or one step, declares."`
 	MaxKeyWaiters        int           `group:"transactions" default:"1000" help:"Transactions that wait for one key; more are refused."`
 	MaxLockWait          time.Duration `group:"transactions" default:"0s" help:"Wait for the locks of a one-shot transaction, or of one step, before it is aborted; 0: until its timeout."`
 
