@@ -425,7 +425,8 @@ func large(t testing.TB, level string) []Txn {
 	return txns
 }
 
-// TestLarge: 20,000 transactions are checked within seconds, whether something is wrong
+// TestLarge: 20,000 transactions are checked within seconds (a loaded machine and the race
+// detector get a minute), whether something is wrong
 // or not.
 func TestLarge(t *testing.T) {
 	for level, guilty := range map[string]bool{"locking": false, "committed": true, "snapshot": true} {
@@ -434,7 +435,7 @@ func TestLarge(t *testing.T) {
 		found := Check(txns, StrictSerializable)
 		took := time.Since(began)
 		t.Logf("%s: %d transactions in %v: %d anomalies", level, len(txns), took, len(found))
-		if len(txns) < 20_000 || len(found) > 0 != guilty || took > 20*time.Second {
+		if len(txns) < 20_000 || len(found) > 0 != guilty || took > time.Minute {
 			t.Errorf("%s: %d transactions, %d anomalies, %v", level, len(txns), len(found), took)
 		}
 	}
