@@ -119,7 +119,9 @@ func New(cfg Config) *Cluster {
 // Start begins to execute, on a node whose log is open and has been given to it.
 func (c *Cluster) Start(n *node.Node, log *replog.Log) {
 	id := log.Identity()
-	c.self.Member = id.Member // read after running alone
+	if c.self.Member == "" { // of a node alone, which nobody asks before
+		c.self.Member = id.Member
+	}
 	c.Introduce(Founded(id))
 	c.running.Store(&running{node: n, log: log, identity: id})
 	if c.cfg.Port != nil {
