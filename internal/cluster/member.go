@@ -227,9 +227,16 @@ func (c *Cluster) Cluster(context.Context) (node.Cluster, error) {
 	out := node.Cluster{ID: r.identity.Cluster, Incarnation: r.identity.Incarnation, Node: c.self.Name}
 	statuses := map[string]status{}
 	members := c.book.all()
-	if c.cfg.Port == nil {
-		members = []*txn.Member{{ID: c.self.Member, Name: c.self.Name, HTTP: c.self.HTTP, GRPC: c.self.GRPC, Level: txn.Level}}
+	for _, replica := range r.log.Group(0).Members() { // who is not in the table yet
+		if m := c.own(nil); !slices.ContainsFunc(members, func(m *txn.Member) bool { return m.ID == replica.Member }) {
+			if replica.Member != m.ID {
+				m = txn.Member{ID: replica.Member, Name: nameOf(replica.Member)}
+				m.Peer, _ = c.Address(m.ID)
+			}
+			members = append(members, &m)
+		}
 	}
+	slices.SortFunc(members, func(a, b *txn.Member) int { return strings.Compare(a.ID, b.ID) })
 	for _, m := range members {
 		v := node.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, HTTP: m.HTTP, GRPC: m.GRPC, State: "down", Draining: m.Draining, Level: m.Level}
 		if s, up := c.statusOf(m.ID); up || m.ID == c.self.Member {

@@ -55,6 +55,9 @@ func FreeAddress() (string, error) {
 	return ln.Addr().String(), ln.Close()
 }
 
+// Use has the next start run another binary.
+func (p *Process) Use(binary string) { p.binary = binary }
+
 // LogFile is where the process writes what it has to say.
 func (p *Process) LogFile() string { return p.Data + ".log" }
 
