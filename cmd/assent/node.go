@@ -57,7 +57,7 @@ func newNode(c *config.Serve, s *sockets, registry prometheus.Registerer, logger
 			Member: identity.Member, Name: c.Node, Peer: advertised(c.AdvertisePeer, founders[c.Node], s.peer), GRPC: advertised(c.AdvertiseGRPC, "", s.grpc),
 			HTTP: c.AdvertiseHTTP,
 		},
-		Replicas: c.Replicas, Logger: logger,
+		Replicas: c.Replicas, Forwarded: n.metrics.Forwarded, Logger: logger,
 	}
 	if cc.Self.HTTP == "" {
 		cc.Self.HTTP = "http://" + advertised("", "", s.http)
@@ -75,6 +75,7 @@ func newNode(c *config.Serve, s *sockets, registry prometheus.Registerer, logger
 	}
 	n.Cluster = cluster.New(cc)
 	if n.port != nil {
+		n.metrics.CountMembers(n.CountMembers)
 		if err := n.OpenBook(c.Data, founders); err != nil {
 			return nil, err
 		}

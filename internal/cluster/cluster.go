@@ -44,6 +44,10 @@ type Config struct {
 	DownAfter      time.Duration // of silence, until a node counts as down; default 2 s
 	BalanceEvery   time.Duration // how often replicas and leaders are looked at; default 1 s
 
+	// Forwarded is told of each request handed to another node: answered, refused or
+	// unreachable. It may be nil.
+	Forwarded func(result string)
+
 	Logger *slog.Logger
 }
 
@@ -103,6 +107,9 @@ func New(cfg Config) *Cluster {
 		if *d.field == 0 {
 			*d.field = d.preset
 		}
+	}
+	if cfg.Forwarded == nil {
+		cfg.Forwarded = func(string) {}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

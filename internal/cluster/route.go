@@ -146,7 +146,16 @@ func remote[Q, A any](ctx context.Context, c *Cluster, shard uint32, to, name st
 		delete(c.forwards, f)
 		c.mu.Unlock()
 	}()
-	return call[Q, A](ctx, c, to, name, shard, request)
+	answer, err := call[Q, A](ctx, c, to, name, shard, request)
+	switch {
+	case err == nil:
+		c.cfg.Forwarded("answered")
+	case errors.Is(err, peer.ErrUnreachable):
+		c.cfg.Forwarded("unreachable")
+	default:
+		c.cfg.Forwarded("refused")
+	}
+	return answer, err
 }
 
 // question is a request between nodes.

@@ -207,6 +207,23 @@ func (c *Cluster) up(member string) bool {
 	return h != nil && time.Since(h.at) < c.cfg.DownAfter
 }
 
+// CountMembers tells how many members are up, this one among them, and how many are not.
+func (c *Cluster) CountMembers() (up, down int) {
+	r := c.running.Load()
+	if r == nil {
+		return 0, 0
+	}
+	up = 1
+	for _, m := range c.others(r) {
+		if c.up(m) {
+			up++
+		} else {
+			down++
+		}
+	}
+	return up, down
+}
+
 // heardLeader is who said last that it leads a shard.
 func (c *Cluster) heardLeader(shard uint32) string {
 	c.mu.Lock()

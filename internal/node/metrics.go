@@ -37,6 +37,9 @@ type Metrics struct {
 	snapshots    prometheus.Histogram
 	stale        prometheus.Counter
 	leads        prometheus.Counter
+	checks       *prometheus.CounterVec // by result
+	forwarded    *prometheus.CounterVec // by result
+	members      atomic.Pointer[func() (up, down int)]
 
 	committed, abortedVote, abortedOther prometheus.Counter // resolved once: the hot ones
 
@@ -80,6 +83,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.cycles = histogram("deadlock_transactions", "Transactions in a cycle of waiting.", prometheus.LinearBuckets(2, 1, 8))
 	m.stale = counter("stale_entries_total", "Log entries ignored because they were computed in another term.").WithLabelValues()
 	m.leads = counter("leaderships_total", "Times that this node began to lead a shard.").WithLabelValues()
+	m.checks = counter("state_checks_total", "Comparisons of this replica's state with the leader's, by result. A replica that diverged halts.", "result")
+	m.forwarded = counter("forwarded_requests_total", "Requests handed to the leader at another node, by result: answered, refused, unreachable.", "result")
 	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "assent_call_seconds", Help: "Calls to participants, by service, phase and result.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15),
 	}, []string{"service", "phase", "result"})
@@ -104,6 +109,12 @@ func (m *Metrics) Snapshotted(_ uint32, took time.Duration, _ int64, err error) 
 		m.snapshots.Observe(took.Seconds())
 	}
 }
+
+// Forwarded counts one request handed to another node.
+func (m *Metrics) Forwarded(result string) { m.forwarded.WithLabelValues(result).Inc() }
+
+// CountMembers sets what tells how many members of the cluster are up and down.
+func (m *Metrics) CountMembers(count func() (up, down int)) { m.members.Store(&count) }
 
 func (m *Metrics) called(c *rm.Call, res *rm.Result) {
 	if m != nil {
@@ -174,7 +185,11 @@ func (m *Metrics) observe(e *shard.Notice) {
 		if e.Needless {
 			m.needless.Inc()
 		}
-	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService, shard.NoticeLevel, shard.NoticeMember, shard.NoticePlaced, shard.NoticeVerified, shard.NoticeDiverged:
+	case shard.NoticeFollowing, shard.NoticeBegan, shard.NoticeResolved, shard.NoticeIgnored, shard.NoticeService, shard.NoticeLevel, shard.NoticeMember, shard.NoticePlaced:
+	case shard.NoticeVerified:
+		m.checks.WithLabelValues("equal").Inc()
+	case shard.NoticeDiverged:
+		m.checks.WithLabelValues("diverged").Inc()
 	}
 }
 
@@ -194,12 +209,13 @@ var (
 	descWaiters = prometheus.NewDesc("assent_lock_waiters", "Transactions that wait for a lock.", nil, nil)
 	descQueue   = prometheus.NewDesc("assent_lock_longest_queue", "Transactions that wait for the key that most wait for.", nil, nil)
 	descLeading = prometheus.NewDesc("assent_shards_leading", "Shards that this node leads.", nil, nil)
+	descMembers = prometheus.NewDesc("assent_members", "Members of the cluster, as this node hears them.", []string{"state"}, nil)
 	descW       = prometheus.NewDesc("assent_watermark_seconds", "Unix time of the lowest shard's watermark: ids below it without a record are expired.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (*stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descOpen, descDone, descDoubt, descAge, descHazards, descAppends, descBytes, descFsyncs, descLocks, descWaiters, descQueue, descLeading, descW} {
+	for _, d := range []*prometheus.Desc{descOpen, descDone, descDoubt, descAge, descHazards, descAppends, descBytes, descFsyncs, descLocks, descWaiters, descQueue, descLeading, descMembers, descW} {
 		ch <- d
 	}
 }
@@ -251,6 +267,11 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 			appended += stats.AppendedBytes
 			fsyncs = max(fsyncs, stats.Fsyncs) // of the database that all shards share
 		}
+	}
+	if count := c.m.members.Load(); count != nil {
+		up, down := (*count)()
+		ch <- prometheus.MustNewConstMetric(descMembers, prometheus.GaugeValue, float64(up), "up")
+		ch <- prometheus.MustNewConstMetric(descMembers, prometheus.GaugeValue, float64(down), "down")
 	}
 	counter(descAppends, appends)
 	counter(descBytes, appended)
