@@ -13,6 +13,9 @@
 //     has changed. What is wanted is recorded, and only what is wrong with it changes.
 //   - Removing first and adding then is one step less, and a shard with a voter less
 //     meanwhile. Voters are added first, as learners that catch up, and removed after.
+//   - Leaders that are even between any two nodes that share a shard need not be even: four
+//     nodes in a row may lead 4, 3, 2, 1. A shard is handed down such a row as a whole.
+//   - Two voters need both to be up, as one needs one: a shard grows from one to three.
 //   - A node that is down is not replaced: it comes back, most of the time. An operator, or
 //     who acts for one, says that it is gone.
 package placement
@@ -125,7 +128,10 @@ func Next(v View) []Step {
 			p.add(step)
 			busy[s.ID], settled = true, false
 		} else if !slices.Equal(s.Voters, s.Want) {
-			busy[s.ID], settled = true, false // it waits for somebody
+			busy[s.ID] = true
+			// It waits. For who is down that may be long, and the others need not wait for it.
+			settled = settled && len(s.Voters) <= len(s.Want) &&
+				!slices.ContainsFunc(without(s.Want, s.Voters), func(id string) bool { return p.members[id].Up })
 		}
 	}
 	if settled {
@@ -187,6 +193,10 @@ func (p *plan) repair(s *Shard) []string {
 		p.wanted[id]++
 		want = append(want, id)
 	}
+	if n := len(want); n > len(now) && n < size && n%2 == 0 { // a majority of two is both: wait for the third
+		p.wanted[want[n-1]]--
+		want = want[:n-1]
+	}
 	slices.Sort(want)
 	if len(want) == 0 || len(want) < len(now) && len(want) < size {
 		return now // rather who is gone than nobody
@@ -239,7 +249,12 @@ func (p *plan) converge(s *Shard) Step {
 	if s.Leader == "" {
 		return nil
 	}
-	missing := without(s.Want, s.Voters)
+	missing, extra := without(s.Want, s.Voters), without(s.Voters, s.Want)
+	if len(s.Voters) > len(s.Want) { // what is wanted has changed on the way: one out before the next comes in
+		if step := p.shrink(s, extra); step != nil {
+			return step
+		}
+	}
 	for _, id := range missing {
 		switch {
 		case !p.members[id].Up:
@@ -249,22 +264,19 @@ func (p *plan) converge(s *Shard) Step {
 			return Promote{s.ID, id}
 		}
 	}
-	if len(missing) > 0 {
-		return nil
-	}
-	if extra := without(s.Voters, s.Want); len(extra) > 0 {
-		return p.shrink(s, extra)
-	}
-	for _, id := range s.Learners {
-		if m, ok := p.members[id]; !ok || m.Gone || s.ID != p.v.Registry {
-			return Remove{s.ID, id}
-		}
-	}
-	if s.ID == p.v.Registry {
+	if s.ID == p.v.Registry { // whoever waits, the others can follow
 		for _, m := range p.v.Members {
 			if m.Up && !m.Gone && !slices.Contains(s.Voters, m.ID) && !slices.Contains(s.Learners, m.ID) {
 				return AddLearner{s.ID, m.ID}
 			}
+		}
+	}
+	if len(missing) == 0 && len(extra) > 0 {
+		return p.shrink(s, extra)
+	}
+	for _, id := range s.Learners {
+		if m, ok := p.members[id]; !ok || m.Gone || s.ID != p.v.Registry && !slices.Contains(s.Want, id) {
+			return Remove{s.ID, id}
 		}
 	}
 	return nil
@@ -301,14 +313,19 @@ func (p *plan) survives(voters []string) bool {
 	return 2*up > len(voters)
 }
 
-// successor is the wanted voter that could lead a shard and leads least.
-func (p *plan) successor(s *Shard) string {
-	var able []string
+// successors are the wanted voters that could take a shard over.
+func (p *plan) successors(s *Shard) (able []string) {
 	for _, id := range s.Voters {
 		if m := p.members[id]; id != s.Leader && m.Up && !m.Draining && !m.Gone && slices.Contains(s.Want, id) && slices.Contains(s.CaughtUp, id) {
 			able = append(able, id)
 		}
 	}
+	return able
+}
+
+// successor is the one of them that leads least.
+func (p *plan) successor(s *Shard) string {
+	able := p.successors(s)
 	if len(able) == 0 {
 		return ""
 	}
@@ -366,21 +383,91 @@ func (p *plan) move(busy map[uint32]bool, able []string, to string) bool {
 	return false
 }
 
-// lead moves leaders off members that are not to lead, and from those that lead most.
+// lead moves leaders off members that are not to lead, and then from those that lead most
+// to those that lead least.
 func (p *plan) lead(busy map[uint32]bool) {
 	for i := range p.v.Shards {
 		s := &p.v.Shards[i]
-		m := p.members[s.Leader]
-		if busy[s.ID] || s.Leader == "" {
-			continue
-		}
-		to := p.successor(s)
-		if to != "" && (m.Draining || m.Gone || p.leading[s.Leader] > p.leading[to]+1) {
-			p.leading[to]++
-			p.leading[s.Leader]--
-			p.add(Transfer{s.ID, to})
+		if m := p.members[s.Leader]; !busy[s.ID] && s.Leader != "" && (m.Draining || m.Gone) {
+			if to := p.successor(s); to != "" {
+				p.transfer(busy, s, to)
+			}
 		}
 	}
+	for range p.v.Shards {
+		hops := p.relieve(busy)
+		if hops == nil {
+			return
+		}
+		for _, h := range hops {
+			p.transfer(busy, h.shard, h.to)
+		}
+	}
+}
+
+func (p *plan) transfer(busy map[uint32]bool, s *Shard, to string) {
+	p.leading[to]++
+	p.leading[s.Leader]--
+	busy[s.ID] = true
+	p.add(Transfer{s.ID, to})
+}
+
+// hop is a leader's move.
+type hop struct {
+	shard *Shard
+	to    string
+}
+
+// relieve finds the moves that take a shard from a member to one that leads at least two
+// fewer. They need not have a shard in common: one hands over to another, that one another
+// shard to the next. Without such chains every pair can be even and the whole be not.
+func (p *plan) relieve(busy map[uint32]bool) []hop {
+	var from []string
+	for _, m := range p.v.Members {
+		if m.Up && !m.Draining && !m.Gone {
+			from = append(from, m.ID)
+		}
+	}
+	slices.SortStableFunc(from, func(a, b string) int { return -cmp.Compare(p.leading[a], p.leading[b]) })
+	for _, id := range from {
+		if p.leading[id] < p.leading[from[len(from)-1]]+2 {
+			break
+		}
+		if hops := p.chain(busy, id); hops != nil {
+			return hops
+		}
+	}
+	return nil
+}
+
+// chain is the shortest of them from one member.
+func (p *plan) chain(busy map[uint32]bool, from string) []hop {
+	came := map[string]hop{from: {}}
+	for queue := []string{from}; len(queue) > 0; queue = queue[1:] {
+		at := queue[0]
+		for i := range p.v.Shards {
+			s := &p.v.Shards[i]
+			if busy[s.ID] || s.Leader != at {
+				continue
+			}
+			for _, to := range p.successors(s) {
+				if _, seen := came[to]; seen {
+					continue
+				}
+				came[to] = hop{s, to}
+				if p.leading[to]+2 > p.leading[from] {
+					queue = append(queue, to)
+					continue
+				}
+				var hops []hop
+				for h := came[to]; h.shard != nil; h = came[h.shard.Leader] {
+					hops = append(hops, h)
+				}
+				return hops
+			}
+		}
+	}
+	return nil
 }
 
 // without is a without what is in b.

@@ -60,6 +60,10 @@ func TestNext(t *testing.T) {
 		{"not to who is down", "a~ b- c-", "a b c | | a b c | a | a b c", "[]"},
 		{"who drains gets nothing new", "a b~", "a | | a | a | a", "[placement.AddLearner{0 b}]"},
 		{"a learner that was removed", "a b c", "a b c | x | a b c | a | a b c", "[placement.Remove{0 x}]"},
+		{"no even number: the third is down", "a b c-", "a | b | a b | a | a", "[]"},
+		{"nor while it drains", "a b c~", "a | b c | a b c | a | a", "[]"},
+		{"wanted anew on the way: out before in", "a b c d e", "a b c d | e | a b c d e | a | a b e", "[placement.Remove{0 c}]"},
+		{"the registry is followed, whoever is waited for", "a b c- d", "a b | | a b | a | a b c", "[placement.AddLearner{0 d}]"},
 		{"no leader: wait", "a b c", "a b | c | a b c | | a b c", "[]"},
 		{"the last one stays, gone or not", "a!", "a | | a | a | a", "[]"},
 	} {
