@@ -1,14 +1,17 @@
 package sessions
 
 import (
-	"github.com/assent-tx/assent/internal/check/replay"
+	"fmt"
+
 	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
 )
 
 // coord is the coordinator of one shard: the real core on a modelled log.
 type coord struct {
-	w     *world
+	w     *World
+	all   *single
 	index int
 
 	sh       *shard.Shard // nil: it is down
@@ -26,8 +29,56 @@ type record struct {
 	entry []byte
 }
 
-func newCoord(w *world, index int) *coord {
-	c := &coord{w: w, index: index, waiting: map[shard.Token]func(*shard.Reply){}}
+// single is a Cluster of one node for each shard.
+type single struct{ coords []*coord }
+
+func alone(w *World) Cluster {
+	s := &single{}
+	for i := range w.opt.Shards {
+		s.coords = append(s.coords, newCoord(w, s, i))
+	}
+	return s
+}
+
+func (s *single) of(id txnid.ID) *coord { return s.coords[id.Shard(uint32(len(s.coords)))] }
+
+func (s *single) Ask(id txnid.ID, ev func(shard.Token) shard.Event, answer func(*shard.Reply)) {
+	s.of(id).ask(ev, answer)
+}
+
+func (s *single) Record(id txnid.ID) *txn.Txn { return s.of(id).oracle.Get(id) }
+
+func (s *single) Heal() {}
+
+func (s *single) Quiet() bool {
+	for _, c := range s.coords {
+		if c.sh == nil || !c.sh.Leading() || c.sh.State().Live() > 0 || c.sh.State().LockOwners() > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *single) Audit() {
+	for _, c := range s.coords {
+		if c.sh.State().Hash() != c.oracle.Hash() {
+			c.w.Fail("the leader's state differs from the log's")
+		}
+	}
+}
+
+func (s *single) String() (text string) {
+	for _, c := range s.coords {
+		text += fmt.Sprintf("%d requests wait\n", len(c.waiting))
+		if c.sh != nil {
+			text += c.sh.String()
+		}
+	}
+	return text
+}
+
+func newCoord(w *World, all *single, index int) *coord {
+	c := &coord{w: w, all: all, index: index, waiting: map[shard.Token]func(*shard.Reply){}}
 	c.oracle = c.newState()
 	c.start()
 	return c
@@ -39,22 +90,22 @@ func (c *coord) newState() *txn.State { return txn.New(uint32(c.index), uint32(c
 func (c *coord) send(m *shard.Message) {
 	w := c.w
 	if int(m.To) == c.index || int(m.From) != c.index {
-		w.fail("a message %s from shard %d to %d", m.Kind, m.From, m.To)
+		w.Fail("a message %s from shard %d to %d", m.Kind, m.From, m.To)
 	}
 	copies := 1
 	switch {
-	case w.chance(w.opt.LosePct):
+	case w.Chance(w.opt.LosePct):
 		copies = 0
-	case w.chance(w.opt.DoublePct):
+	case w.Chance(w.opt.DoublePct):
 		copies = 2
 	}
 	for range copies {
-		delay := w.upTo(3_000)
-		if w.chance(w.opt.LosePct) {
-			delay = w.upTo(1_500_000)
+		delay := w.UpTo(3_000)
+		if w.Chance(w.opt.LosePct) {
+			delay = w.UpTo(1_500_000)
 		}
-		to, msg := w.coords[m.To], *m
-		w.at(delay, func() { to.step(&msg) })
+		to, msg := c.all.coords[m.To], *m
+		w.At(delay, func() { to.step(&msg) })
 	}
 }
 
@@ -77,22 +128,22 @@ func (c *coord) start() {
 		var effects []txn.Effect
 		for i, r := range c.log[:from] {
 			if err := state.Apply(uint64(i+1), r.term, r.entry, &effects); err != nil {
-				w.fail("replay: %v", err)
+				w.Fail("replay: %v", err)
 			}
 		}
 		var snapshot []byte
 		_ = state.Capture().Write(func(b []byte) error { snapshot = append(snapshot, b...); return nil })
 		if err := c.sh.Restore(snapshot); err != nil {
-			w.fail("restore: %v", err)
+			w.Fail("restore: %v", err)
 		}
 	}
 	for i := from; i < len(c.log); i++ {
 		if err := c.sh.Apply(w.time(), uint64(i+1), c.log[i].term, c.log[i].entry); err != nil {
-			w.fail("replay: %v", err)
+			w.Fail("replay: %v", err)
 		}
 	}
 	if c.sh.State().Hash() != c.oracle.Hash() {
-		w.fail("a replay of the log makes another state")
+		w.Fail("a replay of the log makes another state")
 	}
 	c.step(&shard.Lead{Term: c.term})
 }
@@ -115,11 +166,11 @@ func (c *coord) crash() {
 	c.waiting = map[shard.Token]func(*shard.Reply){}
 	for t := shard.Token(1); t <= w.lastToken; t++ { // in order
 		if answer := waiting[t]; answer != nil {
-			w.at(w.upTo(5_000), func() { answer(nil) })
+			w.At(w.UpTo(5_000), func() { answer(nil) })
 		}
 	}
 	life := c.life
-	w.at(w.upTo(300_000), func() {
+	w.At(w.UpTo(300_000), func() {
 		if c.life == life {
 			c.start()
 		}
@@ -132,57 +183,19 @@ func (c *coord) append(r record) {
 	c.log = append(c.log, r)
 	var effects []txn.Effect
 	if err := c.oracle.Apply(uint64(len(c.log)), r.term, r.entry, &effects); err != nil {
-		w.fail("the log cannot be followed: %v", err)
+		w.Fail("the log cannot be followed: %v", err)
 	}
 	if err := c.oracle.Check(); err != nil {
-		w.fail("%v\n%s", err, c.oracle)
+		w.Fail("%v\n%s", err, c.oracle)
 	}
 	for i := range effects {
-		switch e := &effects[i]; e.Kind {
-		case txn.EffectVerify:
+		if e := &effects[i]; e.Kind == txn.EffectVerify {
 			if _, err := c.oracle.Hashed(e.Token, e.Capture.Hash()); err != nil {
-				w.fail("%v", err)
+				w.Fail("%v", err)
 			}
-		case txn.EffectVerified:
-			w.report.Verified++
-		case txn.EffectDeadlock:
-			if e.Txn.Interactive {
-				w.report.Deadlocks++
-			} else {
-				w.report.Restarted++
-			}
-		case txn.EffectCycle:
-			w.report.Deadlocks++
-		case txn.EffectStepRepeated:
-			w.report.Repeated++
-		case txn.EffectAskAgain:
-			w.report.Yielded++
-		case txn.EffectBegan:
-			if e.Txn.AgeMs != e.Txn.BeganMs {
-				w.report.Upgraded++
-			}
-			if len(e.Txn.Foreign) > 0 {
-				w.report.Spread++
-			}
-		case txn.EffectDecided:
-			w.mix(e.Txn.DecidedMs)
-			if e.Txn.Abort == nil {
-				w.decided = append(w.decided, replay.Decision{ID: e.Txn.ID.String(), Rank: uint64(len(w.decided))})
-				break
-			}
-			switch e.Txn.Abort.Reason {
-			case "LOCK_TIMEOUT":
-				w.report.TimedOut++
-			case "WOUNDED":
-				w.report.Wounded++
-			case "IDLE_TIMEOUT":
-				w.report.Idle++
-			case "EXECUTION_LOST":
-				w.report.Lost++
-			}
-		default: // what the audit sees at the end
 		}
 	}
+	w.Durable(effects)
 }
 
 func (c *coord) step(ev shard.Event) {
@@ -214,11 +227,11 @@ func (c *coord) act() {
 		if answer == nil {
 			continue
 		}
-		if w.chance(w.opt.LosePct) {
-			w.at(w.upTo(200_000), func() { answer(nil) })
+		if w.Chance(w.opt.LosePct) {
+			w.At(w.UpTo(200_000), func() { answer(nil) })
 			continue
 		}
-		w.at(w.upTo(2_000), func() { answer(r) })
+		w.At(w.UpTo(2_000), func() { answer(r) })
 	}
 	for i := range calls {
 		c.call(&calls[i])
@@ -228,7 +241,7 @@ func (c *coord) act() {
 	}
 	for _, v := range captures {
 		life := c.life
-		w.at(int64(v.Index%5)*1_000, func() {
+		w.At(int64(v.Index%5)*1_000, func() {
 			if c.life == life {
 				c.step(&shard.Hashed{Index: v.Index, Hash: v.State.Hash()})
 			}
@@ -237,7 +250,7 @@ func (c *coord) act() {
 	if wake > 0 && (c.wakeUs == 0 || wake < c.wakeUs) {
 		c.wakeUs = wake
 		life := c.life
-		w.at(wake-1-w.nowUs, func() {
+		w.At(wake-1-w.nowUs, func() {
 			if c.life == life && c.wakeUs == wake {
 				c.wakeUs = 0
 				c.step(&shard.Tick{})
@@ -250,7 +263,7 @@ func (c *coord) propose(entry []byte) {
 	w := c.w
 	c.inFlight = append(c.inFlight, record{c.term, append([]byte(nil), entry...)})
 	life := c.life
-	w.at(50+w.upTo(1_000), func() {
+	w.At(50+w.UpTo(1_000), func() {
 		if c.life != life {
 			return
 		}
@@ -258,14 +271,14 @@ func (c *coord) propose(entry []byte) {
 		c.inFlight = c.inFlight[1:]
 		c.append(r)
 		if err := c.sh.Apply(w.time(), uint64(len(c.log)), r.term, r.entry); err != nil {
-			w.fail("%v", err)
+			w.Fail("%v", err)
 		}
-		if w.chance(w.opt.CrashPct) {
+		if w.Chance(w.opt.CrashPct) {
 			c.crash() // before anything that the record justifies has left
 			return
 		}
 		c.act()
-		if w.chance(w.opt.CrashPct) {
+		if w.Chance(w.opt.CrashPct) {
 			c.crash()
 		}
 	})
@@ -276,8 +289,8 @@ func (c *coord) ask(ev func(shard.Token) shard.Event, answer func(*shard.Reply))
 	w := c.w
 	w.lastToken++
 	token := w.lastToken
-	if c.sh == nil || w.chance(w.opt.LosePct) {
-		w.at(20_000+w.upTo(200_000), func() { answer(nil) })
+	if c.sh == nil || w.Chance(w.opt.LosePct) {
+		w.At(20_000+w.UpTo(200_000), func() { answer(nil) })
 		return
 	}
 	c.waiting[token] = answer
@@ -290,16 +303,10 @@ func (c *coord) call(call *shard.Call) {
 	life := c.life
 	copies := 1
 	switch {
-	case w.chance(w.opt.LosePct):
+	case w.Chance(w.opt.LosePct):
 		copies = 0
-	case w.chance(w.opt.DoublePct):
+	case w.Chance(w.opt.DoublePct):
 		copies = 2
-	}
-	var p *part
-	for _, q := range w.parts {
-		if q.name == call.Service {
-			p = q
-		}
 	}
 	answered := false
 	done := func(d *shard.CallDone) {
@@ -310,18 +317,18 @@ func (c *coord) call(call *shard.Call) {
 		c.step(d)
 	}
 	for range copies {
-		delay := w.upTo(3_000)
-		if w.chance(w.opt.LosePct) {
-			delay = w.upTo(800_000) // long after its answer is of use
+		delay := w.UpTo(3_000)
+		if w.Chance(w.opt.LosePct) {
+			delay = w.UpTo(800_000) // long after its answer is of use
 		}
-		w.at(delay, func() {
-			d := p.serve(call)
-			if !w.chance(w.opt.LosePct) {
-				w.at(w.upTo(3_000), func() { done(d) })
+		w.At(delay, func() {
+			d := w.Serve(call)
+			if !w.Chance(w.opt.LosePct) {
+				w.At(w.UpTo(3_000), func() { done(d) })
 			}
 		})
 	}
-	w.at(250_000, func() {
+	w.At(250_000, func() {
 		done(&shard.CallDone{ID: call.ID, Branch: call.Branch, Phase: call.Phase, Attempt: call.Attempt, Term: call.Term, Answer: shard.Indefinite, Reason: "timeout"})
 	})
 }

@@ -15,15 +15,19 @@ import (
 // part is a participant: lists in a database, as the contract of docs/PARTICIPANTS.md
 // has it. What is executed before prepare is gone when it restarts.
 type part struct {
-	w     *world
+	w     *World
 	name  string
 	items map[string][]item // by key, in the order of their branches' work
 	rows  map[txnid.ID]outcome
 	open  map[txnid.ID]*branch
+	terms map[txnid.ID]uint64 // the greatest of a branch's calls; kept with its row
 	lives int
 
 	written, read map[string]fence
 }
+
+// OlderTerm is why a participant does not look at a call.
+const OlderTerm = "of an older term"
 
 // fence is the greatest token that a key was used with, and by whom.
 type fence struct {
@@ -66,8 +70,8 @@ type payload struct {
 	Value  int64  `json:"value,omitempty"`
 }
 
-func newPart(w *world, name string) *part {
-	return &part{w: w, name: name, items: map[string][]item{}, rows: map[txnid.ID]outcome{}, open: map[txnid.ID]*branch{}, written: map[string]fence{}, read: map[string]fence{}}
+func newPart(w *World, name string) *part {
+	return &part{w: w, name: name, items: map[string][]item{}, rows: map[txnid.ID]outcome{}, open: map[txnid.ID]*branch{}, terms: map[txnid.ID]uint64{}, written: map[string]fence{}, read: map[string]fence{}}
 }
 
 // fenced checks that of two that use a key in conflict the later has the greater token.
@@ -81,7 +85,7 @@ func (p *part) fenced(c *shard.Call, m *payload) {
 	}
 	for _, f := range after {
 		if f.by != c.ID && f.token >= c.Token {
-			p.w.fail("%s: %s uses %s with token %s, after %s with %s", p.name, c.ID, m.Key, c.Token, f.by, f.token)
+			p.w.Fail("%s: %s uses %s with token %s, after %s with %s", p.name, c.ID, m.Key, c.Token, f.by, f.token)
 		}
 	}
 	used := p.read
@@ -95,12 +99,18 @@ func (p *part) fenced(c *shard.Call, m *payload) {
 
 func (p *part) serve(c *shard.Call) *shard.CallDone {
 	d := &shard.CallDone{ID: c.ID, Branch: c.Branch, Phase: c.Phase, Attempt: c.Attempt, Term: c.Term}
-	if p.w.chance(p.w.opt.RestartPct) {
+	if p.w.Chance(p.w.opt.RestartPct) {
 		p.open = map[txnid.ID]*branch{}
 		p.lives++
 		d.Answer, d.Reason = shard.Indefinite, "restarts"
 		return d
 	}
+	if c.Term < p.terms[c.ID] {
+		p.w.report.OldTerm++
+		d.Answer, d.Reason = shard.Indefinite, OlderTerm
+		return d
+	}
+	p.terms[c.ID] = c.Term
 	row := p.rows[c.ID]
 	switch c.Phase {
 	case shard.PhaseExecute:
@@ -121,12 +131,12 @@ func (p *part) serve(c *shard.Call) *shard.CallDone {
 			p.rows[c.ID] = committed
 		case committed:
 		default:
-			p.w.fail("commit of %s at %s, which is not prepared", c.ID, p.name)
+			p.w.Fail("commit of %s at %s, which is not prepared", c.ID, p.name)
 		}
 	case shard.PhaseRollback:
 		d.Answer = shard.Acknowledged
 		if row == committed {
-			p.w.fail("rollback of %s at %s, which is committed", c.ID, p.name)
+			p.w.Fail("rollback of %s at %s, which is committed", c.ID, p.name)
 		}
 		delete(p.open, c.ID)
 		for key, list := range p.items {
@@ -155,12 +165,12 @@ func (p *part) execute(c *shard.Call, row outcome, d *shard.CallDone) {
 		return
 	case b != nil && first < n && last <= n:
 		if b.digests[last-1] != c.Digest {
-			p.w.fail("%s is asked to repeat other operations of %s", p.name, c.ID)
+			p.w.Fail("%s is asked to repeat other operations of %s", p.name, c.ID)
 		}
 		d.Answer, d.Results, d.Execution = shard.Executed, b.results[first:last], b.name
 		return
 	case first < n:
-		p.w.fail("%s is asked for operations %d to %d of %s, where %d are executed", p.name, first, last, c.ID, n)
+		p.w.Fail("%s is asked for operations %d to %d of %s, where %d are executed", p.name, first, last, c.ID, n)
 	}
 	if b == nil {
 		b = &branch{name: string(rune('A'+p.lives%26)) + c.ID.String()[30:]}
@@ -176,7 +186,7 @@ func (p *part) execute(c *shard.Call, row outcome, d *shard.CallDone) {
 		b.results = append(b.results, p.run(c, b, op))
 	}
 	if b.digests[len(b.digests)-1] != c.Digest {
-		p.w.fail("%s got a digest of other operations of %s", p.name, c.ID)
+		p.w.Fail("%s got a digest of other operations of %s", p.name, c.ID)
 	}
 	d.Answer, d.Results, d.Execution = shard.Executed, b.results[first:last], b.name
 }
@@ -192,7 +202,7 @@ func chain(before [32]byte, n int, op []byte) [32]byte {
 func (p *part) run(c *shard.Call, b *branch, op []byte) []byte {
 	var m payload
 	if err := json.Unmarshal(op, &m); err != nil {
-		p.w.fail("%v", err)
+		p.w.Fail("%v", err)
 	}
 	p.fenced(c, &m)
 	if m.Append {
@@ -232,7 +242,7 @@ func (p *part) prepare(c *shard.Call, row outcome, d *shard.CallDone) {
 		delete(p.open, c.ID)
 		return
 	}
-	if p.w.chance(p.w.opt.NoPct) {
+	if p.w.Chance(p.w.opt.NoPct) {
 		d.Answer, d.Reason = shard.VoteNo, "does not want to"
 		p.rows[c.ID] = rolledBack
 		delete(p.open, c.ID)
@@ -252,19 +262,19 @@ func (p *part) prepare(c *shard.Call, row outcome, d *shard.CallDone) {
 // audit: what is there was committed, once, and nothing is in doubt.
 func (p *part) audit() {
 	for id := range p.open { // order does not matter: there must be none
-		p.w.fail("%s: the local transaction of %s is still open", p.name, id)
+		p.w.Fail("%s: the local transaction of %s is still open", p.name, id)
 	}
 	seen := map[int64]bool{}
 	for key, list := range p.items { // order does not matter: every item is checked
 		for _, i := range list {
-			t := p.w.coords[i.txn.Shard(uint32(len(p.w.coords)))].oracle.Get(i.txn)
+			t := p.w.cluster.Record(i.txn)
 			switch {
 			case i.pending:
-				p.w.fail("%s: %d in %s is still pending", p.name, i.value, key)
+				p.w.Fail("%s: %d in %s is still pending", p.name, i.value, key)
 			case seen[i.value]:
-				p.w.fail("%s: %d is there twice", p.name, i.value)
+				p.w.Fail("%s: %d is there twice", p.name, i.value)
 			case t == nil || t.Status != txn.Committed:
-				p.w.fail("%s: %d is of %s, which is not committed", p.name, i.value, i.txn)
+				p.w.Fail("%s: %d is of %s, which is not committed", p.name, i.value, i.txn)
 			}
 			seen[i.value] = true
 		}

@@ -16,6 +16,8 @@ type StatusReport struct {
 	Committed, Aborted, Absent int // transactions in the end
 	Questions, Unanswered      int
 	Crashes                    int
+	VirtualUs                  int64
+	Trace                      uint64
 	Problems                   []linear.Problem
 }
 
@@ -36,8 +38,14 @@ const questions = 14
 // RunStatus runs one seed of clients that know nothing of each other and begin, look at,
 // roll back and commit the same transactions. Its options are those of Run.
 func RunStatus(seed uint64, opt Options) (report StatusReport, err error) {
+	return RunStatusOn(seed, opt, alone)
+}
+
+// RunStatusOn is RunStatus on other coordinators.
+func RunStatusOn(seed uint64, opt Options, build func(*World) Cluster) (report StatusReport, err error) {
 	w := newWorld(seed, opt)
 	defer w.failed(seed, &err)
+	w.cluster = build(w)
 	var status linear.Status
 	var current, all []*subject
 	open := 0 // questions
@@ -63,15 +71,15 @@ func RunStatus(seed uint64, opt Options) (report StatusReport, err error) {
 			if o == linear.Nothing {
 				report.Unanswered++
 			}
-			w.at(w.upTo(8_000), asker)
+			w.At(w.UpTo(8_000), asker)
 		})
 	}
 	for range opt.Clients {
-		w.at(w.upTo(1000), asker)
+		w.At(w.UpTo(1000), asker)
 	}
 	w.until(func() bool { return w.budget <= 0 && len(current) == 0 && open == 0 }, 3_600_000_000)
-	w.calm = true
-	w.until(w.quiet, 3_600_000_000)
+	w.heal()
+	w.until(w.cluster.Quiet, 3_600_000_000)
 	for _, s := range all {
 		w.look(&status, s, func(o linear.Outcome) { s.last = o })
 	}
@@ -92,15 +100,16 @@ func RunStatus(seed uint64, opt Options) (report StatusReport, err error) {
 		case linear.NotFound:
 			report.Absent++
 		default:
-			w.fail("%s is %s in the end", s.id, s.last)
+			w.Fail("%s is %s in the end", s.id, s.last)
 		}
 	}
-	report.Crashes = w.report.Crashes
+	w.cluster.Audit()
+	report.Crashes, report.Trace, report.VirtualUs = w.report.Crashes, w.report.Trace, w.nowUs
 	report.Problems = status.Check()
 	return report, nil
 }
 
-func (w *world) newSubject() *subject {
+func (w *World) newSubject() *subject {
 	s := &subject{id: w.newID(txnid.ID{}), whole: w.rng.IntN(2) == 0, left: questions}
 	service := w.rng.IntN(len(w.parts))
 	key := fmt.Sprintf("s%d/k%d", service, w.rng.IntN(w.opt.Keys))
@@ -122,7 +131,7 @@ func (w *world) newSubject() *subject {
 }
 
 // question asks one thing about a transaction.
-func (w *world) question(status *linear.Status, s *subject, answered func(linear.Outcome)) {
+func (w *World) question(status *linear.Status, s *subject, answered func(linear.Outcome)) {
 	begin := linear.Begin
 	wait := shard.WaitNone
 	if s.whole {
@@ -153,12 +162,12 @@ func (w *world) question(status *linear.Status, s *subject, answered func(linear
 	}
 }
 
-func (w *world) look(status *linear.Status, s *subject, answered func(linear.Outcome)) {
+func (w *World) look(status *linear.Status, s *subject, answered func(linear.Outcome)) {
 	w.askAbout(s.id, status.Ask(s.id.String(), linear.Look), answered, func(t shard.Token) shard.Event { return &shard.Get{Token: t, ID: s.id} })
 }
 
-func (w *world) askAbout(id txnid.ID, told, answered func(linear.Outcome), ev func(shard.Token) shard.Event) {
-	w.coords[id.Shard(uint32(len(w.coords)))].ask(ev, func(r *shard.Reply) {
+func (w *World) askAbout(id txnid.ID, told, answered func(linear.Outcome), ev func(shard.Token) shard.Event) {
+	w.cluster.Ask(id, ev, func(r *shard.Reply) {
 		o := outcomeOf(r)
 		told(o)
 		answered(o)

@@ -17,7 +17,7 @@ import (
 // user is one client: it begins a transaction, takes its steps, and commits; what gets
 // no answer is asked again with the same words.
 type user struct {
-	w       *world
+	w       *World
 	process int
 	busy    bool
 
@@ -90,12 +90,12 @@ func (u *user) begin(again []check.Mop) {
 	u.open()
 }
 
-// readAll reads every list in one transaction.
-func (u *user) readAll() {
+// touchAll reads every list in one transaction, or appends to every one.
+func (u *user) touchAll(appends bool) {
 	var mops []check.Mop
 	for s := range u.w.opt.Services {
 		for k := range u.w.opt.Keys {
-			mops = append(mops, check.Mop{Key: fmt.Sprintf("s%d/k%d", s, k)})
+			mops = append(mops, check.Mop{Append: appends, Key: fmt.Sprintf("s%d/k%d", s, k)})
 		}
 	}
 	u.begin(mops)
@@ -115,12 +115,10 @@ func (u *user) payload(i int) []byte {
 	return fmt.Appendf(nil, `{"append":%t,"key":%q,"value":%d}`, m.Append, m.Key, m.Value)
 }
 
-func (u *user) home() *coord { return u.w.coords[u.id.Shard(uint32(len(u.w.coords)))] }
-
 // split divides the locks of a transaction between its home and other shards. The
 // second service has two partitions.
-func (w *world) split(id txnid.ID, needs []lock.Need) (here []lock.Need, elsewhere []txn.LockPart) {
-	shards := uint32(len(w.coords))
+func (w *World) split(id txnid.ID, needs []lock.Need) (here []lock.Need, elsewhere []txn.LockPart) {
+	shards := uint32(w.opt.Shards)
 	partitions := func(service string) uint32 {
 		if service == "s1" {
 			return 2
@@ -151,7 +149,7 @@ func (u *user) again(ask func()) {
 		u.end(check.Unknown)
 		return
 	}
-	u.w.at(1_000+u.w.upTo(50_000), ask)
+	u.w.At(1_000+u.w.UpTo(50_000), ask)
 }
 
 // ---- as a whole
@@ -176,7 +174,7 @@ func (u *user) submit() {
 	begin := txn.AppendBegin(nil, b)
 	var ask func()
 	ask = func() {
-		u.home().ask(func(t shard.Token) shard.Event {
+		u.w.cluster.Ask(u.id, func(t shard.Token) shard.Event {
 			return &shard.Submit{Token: t, ID: u.id, Digest: b.Digest, Begin: begin, Locks: b.Locks, Wait: shard.WaitCompleted}
 		}, func(r *shard.Reply) {
 			switch {
@@ -214,7 +212,7 @@ func (u *user) open() {
 	open := txn.AppendOpen(nil, &txn.Open{ID: u.id, Digest: [32]byte{2}, TimeoutMs: 20_000, IdleMs: 3_000, RetryOf: u.retryOf})
 	var ask func()
 	ask = func() {
-		u.home().ask(func(t shard.Token) shard.Event {
+		u.w.cluster.Ask(u.id, func(t shard.Token) shard.Event {
 			return &shard.Submit{Token: t, ID: u.id, Digest: [32]byte{2}, Begin: open, Wait: shard.WaitNone}
 		}, func(r *shard.Reply) {
 			switch {
@@ -238,7 +236,7 @@ func (u *user) take() {
 		u.seal()
 		return
 	}
-	if w.chance(w.opt.SilentPct) { // this client dies
+	if w.Chance(w.opt.SilentPct) { // this client dies
 		u.end(check.Unknown)
 		return
 	}
@@ -263,14 +261,14 @@ func (u *user) take() {
 	enlist := txn.AppendEnlist(nil, c)
 	var ask func()
 	ask = func() {
-		u.home().ask(func(t shard.Token) shard.Event {
+		u.w.cluster.Ask(u.id, func(t shard.Token) shard.Event {
 			return &shard.Enlist{Token: t, ID: u.id, Step: c.Step, Digest: c.Digest, Enlist: enlist, Locks: c.Locks}
 		}, func(r *shard.Reply) {
 			switch {
 			case r == nil || r.Err != nil && r.Err.Code != reason.NotFound:
 				u.again(ask)
 			case r.Err != nil:
-				w.fail("step of %s: %v", u.id, r.Err)
+				w.Fail("step of %s: %v", u.id, r.Err)
 			case r.View.Txn.Status.Decided():
 				u.decided(r.View)
 			default:
@@ -279,12 +277,12 @@ func (u *user) take() {
 				}
 				for i, result := range r.View.StepResults {
 					if u.now[first+i] != (result != nil) {
-						w.fail("step %d of %s: results %s", c.Step, u.id, r.View.StepResults)
+						w.Fail("step %d of %s: results %s", c.Step, u.id, r.View.StepResults)
 					}
 					u.results[first+i] = result
 				}
 				u.tries = 0
-				w.at(w.upTo(5_000), u.take)
+				w.At(w.UpTo(5_000), u.take)
 			}
 		})
 	}
@@ -295,12 +293,12 @@ func (u *user) seal() {
 	u.w.locks.End(u.id.String())
 	var ask func()
 	ask = func() {
-		u.home().ask(func(t shard.Token) shard.Event { return &shard.Seal{Token: t, ID: u.id, Wait: shard.WaitDecided} }, func(r *shard.Reply) {
+		u.w.cluster.Ask(u.id, func(t shard.Token) shard.Event { return &shard.Seal{Token: t, ID: u.id, Wait: shard.WaitDecided} }, func(r *shard.Reply) {
 			switch {
 			case r == nil || r.Err != nil:
 				u.again(ask)
 			case !r.View.Txn.Status.Decided():
-				u.w.fail("commit of %s is answered with %s", u.id, r.View.Txn.Status)
+				u.w.Fail("commit of %s is answered with %s", u.id, r.View.Txn.Status)
 			default:
 				u.decided(r.View)
 			}
@@ -328,7 +326,7 @@ func (u *user) aborted(v *shard.View) {
 			u.retryOf = u.id
 		}
 		mops := u.mops
-		u.w.at(u.w.upTo(20_000), func() { u.begin(mops) })
+		u.w.At(u.w.UpTo(20_000), func() { u.begin(mops) })
 		return
 	}
 	u.rest()
@@ -342,7 +340,7 @@ func (u *user) committed() {
 			continue
 		}
 		if err := json.Unmarshal(u.results[i], &m.List); err != nil {
-			u.w.fail("read of %s by %s: %s", m.Key, u.id, u.results[i])
+			u.w.Fail("read of %s by %s: %s", m.Key, u.id, u.results[i])
 		}
 	}
 	u.end(check.Committed)
@@ -358,5 +356,5 @@ func (u *user) end(outcome check.Status) {
 
 func (u *user) rest() {
 	u.busy = false
-	u.w.at(u.w.upTo(10_000), u.next)
+	u.w.At(u.w.UpTo(10_000), u.next)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/assent-tx/assent/internal/check/linear"
 	"github.com/assent-tx/assent/internal/check/replay"
 	"github.com/assent-tx/assent/internal/shard"
+	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
@@ -52,13 +53,32 @@ type Report struct {
 	Deadlocks, Restarted, Idle        int // victims aborted, one-shot victims restarted, dead clients
 	Lost, Crashes, Repeated, Upgraded int // executions lost, coordinators lost, steps repeated, retries that kept their age
 	TimedOut                          int // waited for a lock until the timeout
+	OldTerm                           int // calls that a participant refused
 	Wounded, Yielded, Spread          int // gave way to an elder, at another shard; transactions with locks at several shards
 	Verified                          int // hashes in the log that the oracle's state has, too
 	Anomalies                         []check.Anomaly
 	Replay                            []string         // what differs when the committed are replayed as they were decided
 	Locks                             []linear.Problem // keys that two had at once
 	Granted                           int              // locks that clients were told to have
+	VirtualUs                         int64            // that went by
 	Trace                             uint64           // equal for equal seeds
+}
+
+// Cluster is what the clients of a World talk to: the coordinators of all its shards.
+type Cluster interface {
+	// Ask sends a request about a transaction. It is answered exactly once, with nil if
+	// the client has given up.
+	Ask(id txnid.ID, ev func(shard.Token) shard.Event, answer func(*shard.Reply))
+	// Record is what the log has made of a transaction, or nil.
+	Record(id txnid.ID) *txn.Txn
+	// Heal ends every fault of the cluster's own.
+	Heal()
+	// Quiet: every shard has a leader, and nothing is open or locked.
+	Quiet() bool
+	// Audit fails the run if the cluster is not right in the end.
+	Audit()
+	// String describes it for people.
+	String() string
 }
 
 type event struct {
@@ -86,9 +106,12 @@ func (q *queue) Pop() any {
 	return e
 }
 
-const startMs = 1_750_000_000_000
+// StartMs is the wall clock's time, Unix ms, when a run begins.
+const StartMs = 1_750_000_000_000
 
-type world struct {
+// World is one run: its clients, its participants, and all that happens in one queue by
+// virtual time. A failed promise is a panic.
+type World struct {
 	opt    Options
 	rng    *rand.Rand
 	nowUs  int64
@@ -99,7 +122,7 @@ type world struct {
 	users  []*user
 	report Report
 
-	coords    []*coord // one for each shard
+	cluster   Cluster
 	lastToken shard.Token
 	lastID    uint64
 	history   check.Recorder
@@ -110,22 +133,19 @@ type world struct {
 }
 
 // newWorld is the coordinators and participants of a seed.
-func newWorld(seed uint64, opt Options) *world {
-	w := &world{opt: opt, rng: rand.New(rand.NewPCG(seed, 7)), budget: opt.Transactions}
+func newWorld(seed uint64, opt Options) *World {
+	w := &World{opt: opt, rng: rand.New(rand.NewPCG(seed, 7)), budget: opt.Transactions}
 	if w.opt.Shards == 0 {
 		w.opt.Shards = []int{1, 3, 2}[seed%3]
 	}
 	for i := range opt.Services {
 		w.parts = append(w.parts, newPart(w, fmt.Sprintf("s%d", i)))
 	}
-	for i := range w.opt.Shards {
-		w.coords = append(w.coords, newCoord(w, i))
-	}
 	return w
 }
 
 // failed makes an error of a broken promise; deferred.
-func (w *world) failed(seed uint64, err *error) {
+func (w *World) failed(seed uint64, err *error) {
 	switch f := recover().(type) {
 	case nil:
 	case failure:
@@ -136,58 +156,72 @@ func (w *world) failed(seed uint64, err *error) {
 }
 
 // Run runs one seed.
-func Run(seed uint64, opt Options) (report Report, err error) {
+func Run(seed uint64, opt Options) (report Report, err error) { return RunOn(seed, opt, alone) }
+
+// RunOn is Run on other coordinators.
+func RunOn(seed uint64, opt Options, build func(*World) Cluster) (report Report, err error) {
 	w := newWorld(seed, opt)
 	defer func() { report = w.report }()
 	defer w.failed(seed, &err)
+	w.cluster = build(w)
 	for i := range opt.Clients {
 		u := &user{w: w, process: i}
 		w.users = append(w.users, u)
-		w.at(w.upTo(1000), u.next)
+		w.At(w.UpTo(1000), u.next)
 	}
 	w.until(func() bool { return w.budget <= 0 && w.idle() }, 3_600_000_000)
-	w.calm = true
-	w.until(func() bool { return w.idle() && w.quiet() }, 3_600_000_000)
+	w.heal()
+	w.until(func() bool { return w.idle() && w.cluster.Quiet() }, 3_600_000_000)
 	last := &user{w: w, process: 1_000_000}
-	last.readAll()
-	w.until(func() bool { return !last.busy && w.quiet() }, 600_000_000)
+	for _, appends := range []bool{true, false} {
+		last.touchAll(appends)
+		w.until(func() bool { return !last.busy && w.cluster.Quiet() }, 600_000_000)
+		if last.process != 1_000_000 {
+			w.Fail("what became of the last transaction is not known")
+		}
+	}
 	w.audit()
+	w.report.VirtualUs = w.nowUs
 	return w.report, nil
 }
 
 // failure is what a broken promise panics with.
 type failure string
 
-func (w *world) fail(format string, args ...any) { panic(failure(fmt.Sprintf(format, args...))) }
+// Fail ends the run.
+func (w *World) Fail(format string, args ...any) { panic(failure(fmt.Sprintf(format, args...))) }
 
-func (w *world) at(delayUs int64, do func()) {
+// At does something later.
+func (w *World) At(delayUs int64, do func()) {
 	w.seq++
 	heap.Push(&w.queue, event{w.nowUs + max(delayUs, 0), w.seq, do})
 }
 
-func (w *world) upTo(us int64) int64 { return w.rng.Int64N(us + 1) }
+// UpTo is uniform in [0, us].
+func (w *World) UpTo(us int64) int64 { return w.rng.Int64N(us + 1) }
 
-func (w *world) chance(pct int) bool { return !w.calm && w.rng.IntN(100) < pct }
+// Chance is true in so many of a hundred cases, and never when the world is calm.
+func (w *World) Chance(pct int) bool { return !w.calm && w.rng.IntN(100) < pct }
 
 // maxEvents ends a run that goes round in circles.
 const maxEvents = 3_000_000
 
-func (w *world) until(done func() bool, withinUs int64) {
+func (w *World) until(done func() bool, withinUs int64) {
 	end := w.nowUs + withinUs
 	for n := 0; !done(); n++ {
 		if w.queue.Len() == 0 {
-			w.fail("nothing happens any more: %s", w.describe())
+			w.Fail("nothing happens any more: %s", w.describe())
 		}
 		e := heap.Pop(&w.queue).(event) //nolint:forcetypeassert // nothing else is put in
 		w.nowUs = e.atUs
 		e.do()
 		if w.nowUs > end || n > maxEvents {
-			w.fail("not done in time: %s", w.describe())
+			w.Fail("not done in time: %s", w.describe())
 		}
 	}
 }
 
-func (w *world) describe() string {
+func (w *World) describe() string {
 	busy := 0
 	for _, u := range w.users {
 		if u.busy {
@@ -195,26 +229,16 @@ func (w *world) describe() string {
 		}
 	}
 	text := fmt.Sprintf("%d users busy, budget %d\n", busy, w.budget)
-	for _, c := range w.coords {
-		text += fmt.Sprintf("%d requests wait\n", len(c.waiting))
-		if c.sh != nil {
-			text += c.sh.String()
-		}
-	}
-	return text
+	return text + w.cluster.String()
 }
 
-// quiet: every shard leads, and nothing is open or locked.
-func (w *world) quiet() bool {
-	for _, c := range w.coords {
-		if c.sh == nil || !c.sh.Leading() || c.sh.State().Live() > 0 || c.sh.State().LockOwners() > 0 {
-			return false
-		}
-	}
-	return true
+// heal ends every fault.
+func (w *World) heal() {
+	w.calm = true
+	w.cluster.Heal()
 }
 
-func (w *world) idle() bool {
+func (w *World) idle() bool {
 	for _, u := range w.users {
 		if u.busy {
 			return false
@@ -224,7 +248,7 @@ func (w *world) idle() bool {
 }
 
 // newID is of the same home as another, or of any.
-func (w *world) newID(like txnid.ID) txnid.ID {
+func (w *World) newID(like txnid.ID) txnid.ID {
 	w.lastID++
 	var random [10]byte
 	random[0], random[1] = byte(w.rng.IntN(16)), byte(w.rng.IntN(256))
@@ -234,29 +258,26 @@ func (w *world) newID(like txnid.ID) txnid.ID {
 	for i := range 8 {
 		random[9-i] = byte(w.lastID >> (8 * i))
 	}
-	return txnid.New(startMs+uint64(w.nowUs/1000), random)
+	return txnid.New(StartMs+uint64(w.nowUs/1000), random)
 }
 
-func (w *world) mix(v uint64) { w.report.Trace = (w.report.Trace ^ v) * 1099511628211 }
+// Mix makes a number part of the run's trace.
+func (w *World) Mix(v uint64) { w.report.Trace = (w.report.Trace ^ v) * 1099511628211 }
 
-func (w *world) time() shard.Time {
-	return shard.Time{MonoUs: 1 + w.nowUs, WallMs: startMs + uint64(w.nowUs/1000)}
+func (w *World) time() shard.Time {
+	return shard.Time{MonoUs: 1 + w.nowUs, WallMs: StartMs + uint64(w.nowUs/1000)}
 }
 
 // audit is the end: every transaction has ended, no lock is held, and lists hold what
 // was committed.
-func (w *world) audit() {
-	for _, c := range w.coords {
-		if c.sh.State().Hash() != c.oracle.Hash() {
-			w.fail("the leader's state differs from the log's")
-		}
-	}
+func (w *World) audit() {
+	w.cluster.Audit()
 	for _, p := range w.parts {
 		p.audit()
 	}
 	txns, err := check.Pair(w.history.Events())
 	if err != nil {
-		w.fail("%v", err)
+		w.Fail("%v", err)
 	}
 	for i := range txns {
 		switch txns[i].Status {
@@ -274,7 +295,7 @@ func (w *world) audit() {
 }
 
 // lists is what the participants hold.
-func (w *world) lists() map[string][]int64 {
+func (w *World) lists() map[string][]int64 {
 	lists := map[string][]int64{}
 	for _, p := range w.parts {
 		for key, items := range p.items { // order does not matter: each key by itself
@@ -285,3 +306,76 @@ func (w *world) lists() map[string][]int64 {
 	}
 	return lists
 }
+
+// Durable counts what an entry did when it became durable. Every entry of every shard is
+// told once, in the order in which they became so.
+func (w *World) Durable(effects []txn.Effect) {
+	for i := range effects {
+		switch e := &effects[i]; e.Kind {
+		case txn.EffectDeadlock:
+			if e.Txn.Interactive {
+				w.report.Deadlocks++
+			} else {
+				w.report.Restarted++
+			}
+		case txn.EffectVerified:
+			w.report.Verified++
+		case txn.EffectCycle:
+			w.report.Deadlocks++
+		case txn.EffectStepRepeated:
+			w.report.Repeated++
+		case txn.EffectAskAgain:
+			w.report.Yielded++
+		case txn.EffectBegan:
+			if e.Txn.AgeMs != e.Txn.BeganMs {
+				w.report.Upgraded++
+			}
+			if len(e.Txn.Foreign) > 0 {
+				w.report.Spread++
+			}
+		case txn.EffectDecided:
+			w.Mix(e.Txn.DecidedMs)
+			if e.Txn.Abort == nil {
+				w.decided = append(w.decided, replay.Decision{ID: e.Txn.ID.String(), Rank: uint64(len(w.decided))})
+				break
+			}
+			switch e.Txn.Abort.Reason {
+			case "LOCK_TIMEOUT":
+				w.report.TimedOut++
+			case "WOUNDED":
+				w.report.Wounded++
+			case "IDLE_TIMEOUT":
+				w.report.Idle++
+			case "EXECUTION_LOST":
+				w.report.Lost++
+			}
+		default: // what the audit sees at the end
+		}
+	}
+}
+
+// Serve hands a call to its participant, and returns the answer.
+func (w *World) Serve(call *shard.Call) *shard.CallDone {
+	for _, p := range w.parts {
+		if p.name == call.Service {
+			return p.serve(call)
+		}
+	}
+	w.Fail("no participant %s", call.Service)
+	return nil
+}
+
+// NowUs is the time since the run began.
+func (w *World) NowUs() int64 { return w.nowUs }
+
+// Rand is where all chance comes from.
+func (w *World) Rand() *rand.Rand { return w.rng }
+
+// Calm reports whether there are no more faults.
+func (w *World) Calm() bool { return w.calm }
+
+// Options are the run's, with the number of shards that the seed chose.
+func (w *World) Options() Options { return w.opt }
+
+// Crashed counts a process that died.
+func (w *World) Crashed() { w.report.Crashes++ }
