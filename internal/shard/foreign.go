@@ -147,7 +147,7 @@ func (s *Shard) resumeForeign(live []txnid.ID) {
 }
 
 func (s *Shard) message(m *Message) {
-	if !s.leading || s.st.Level() < txn.LevelSpread {
+	if !s.leading && !mutant.On("foreign-answered-by-follower") || s.st.Level() < txn.LevelSpread {
 		return // who needs an answer asks again
 	}
 	switch m.Kind {
@@ -324,9 +324,7 @@ func (s *Shard) inquired(m *Message) {
 	case t == nil && s.st.Expired(m.ID):
 		s.release(release{id: m.ID, shard: m.From})
 	case t == nil: // not known here: told only through the log
-		s.barriers = append(s.barriers, barrier{id: m.ID, seq: s.proposedSeq + 1, inquirer: m.From + 1})
-		s.wantEntry = true
-		s.waiting++
+		s.read(barrier{id: m.ID, inquirer: m.From + 1})
 	case t.Status.Ended():
 		s.release(release{id: m.ID, shard: m.From})
 	default:

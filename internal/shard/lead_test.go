@@ -149,3 +149,108 @@ func TestForgottenInTheEntryThatAnswers(t *testing.T) {
 		t.Fatalf("%d transactions kept", d.s.State().Done())
 	}
 }
+
+// A step whose wait was given up has its answer: when leadership is lost before its
+// record is applied, nobody is answered again.
+func TestAnsweredOnce(t *testing.T) {
+	d := newDrive(t)
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	id := txnid.New(1_750_000_000_000, [10]byte{1})
+	d.step(&Submit{Token: 1, ID: id, Begin: txn.AppendOpen(nil, &txn.Open{ID: id, TimeoutMs: 1000, IdleMs: 1000}), Wait: WaitNone})
+	d.apply(1)
+	d.replies = nil
+	d.step(&Seal{Token: 2, ID: id})
+	d.step(&Cancel{Token: 2, ID: id})
+	d.step(&Follow{})
+	if len(d.replies) != 1 || d.replies[0].Token != 2 {
+		t.Fatalf("answers %+v to one request", d.replies)
+	}
+}
+
+// A leader may have been deposed without knowing it, and the transaction decided since:
+// what it remembers of one that is open it tells only through the log, also to who
+// repeats a request.
+func TestRepeatsAreAnsweredThroughTheLog(t *testing.T) {
+	d := newDrive(t)
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	id := txnid.New(1_750_000_000_000, [10]byte{1})
+	open := &Submit{Token: 1, ID: id, Begin: txn.AppendOpen(nil, &txn.Open{ID: id, TimeoutMs: 1000, IdleMs: 1000}), Wait: WaitNone}
+	step := txn.AppendEnlist(nil, &txn.Enlist{ID: id, Step: 1})
+	again := *open
+	again.Token = 9
+	d.step(open)
+	d.step(&again)
+	d.apply(1)
+	if len(d.replies) != 1 || d.replies[0].Token != 1 {
+		t.Fatalf("answers %+v by the entry of the first", d.replies)
+	}
+	d.apply(1)
+	if len(d.replies) != 2 || d.replies[1].Token != 9 || d.replies[1].View == nil {
+		t.Fatalf("answers %+v", d.replies)
+	}
+	d.step(&Enlist{Token: 2, ID: id, Step: 1, Enlist: step})
+	d.apply(1)
+	for i, repeat := range []func(Token) Event{
+		func(token Token) Event { again := *open; again.Token = token; return &again },
+		func(token Token) Event { return &Enlist{Token: token, ID: id, Step: 1, Enlist: step} },
+		func(token Token) Event { return &Heartbeat{Token: token, ID: id} },
+	} {
+		d.replies = nil
+		d.step(repeat(3))
+		if len(d.replies) > 0 {
+			t.Fatalf("repeat %d: answers %+v without an entry", i, d.replies)
+		}
+		d.step(&Cancel{Token: 3, ID: id})
+		if len(d.replies) != 1 || d.replies[0].Err == nil || d.replies[0].View != nil {
+			t.Fatalf("repeat %d: answers %+v to who gives up", i, d.replies)
+		}
+		d.apply(1)
+		d.step(repeat(4))
+		d.apply(1)
+		if len(d.replies) != 2 || d.replies[1].Token != 4 || d.replies[1].View == nil {
+			t.Fatalf("repeat %d: answers %+v", i, d.replies)
+		}
+	}
+}
+
+// A leader that was deposed while it slept may get the new leader's snapshot before it
+// is told: whoever waits for an answer of it gets one.
+func TestRestoreAnswersWhoWaits(t *testing.T) {
+	d := newDrive(t)
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	var snapshot []byte
+	if err := d.s.State().Capture().Write(func(b []byte) error { snapshot = append(snapshot, b...); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	id := txnid.New(1_750_000_000_000, [10]byte{1})
+	d.step(&Rollback{Token: 1, ID: id})
+	d.step(&Get{Token: 2, ID: id})
+	if err := d.s.Restore(snapshot); err != nil {
+		t.Fatal(err)
+	}
+	d.act()
+	if len(d.replies) != 2 || d.s.Leading() {
+		t.Fatalf("leads %v, answers %+v", d.s.Leading(), d.replies)
+	}
+}
+
+// What another leader wrote says that this one was deposed, before its log does: it is
+// not acted on.
+func TestLaterTermDeposes(t *testing.T) {
+	d := newDrive(t)
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	id := txnid.New(1_750_000_000_000, [10]byte{1})
+	open := txn.AppendOpen(nil, &txn.Open{ID: id, TimeoutMs: 1000, IdleMs: 1000})
+	d.step(&Submit{Token: 1, ID: id, Begin: open, Wait: WaitNone})
+	other := append(make([]byte, txn.HeaderBytes), open...)
+	txn.PutHeader(other, 2, 1_750_000_000_000)
+	d.entries = append([][]byte{other}, d.entries...)
+	d.apply(2)
+	if d.s.Leading() || len(d.replies) != 1 || d.replies[0].View != nil {
+		t.Fatalf("leads %v, answers %+v", d.s.Leading(), d.replies)
+	}
+}

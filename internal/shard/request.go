@@ -70,12 +70,12 @@ func (s *Shard) submit(ev *Submit) {
 	w := waiter{token: ev.Token, kind: waitSubmit, mode: ev.Wait, digest: ev.Digest}
 	if t := s.st.Get(ev.ID); t != nil && !(t.NeverBegun && mutant.On("begin-beats-abort-record")) {
 		w.repeated = true
-		s.attach(t, w)
+		s.attachFresh(t, w)
 		return
 	}
 	if _, under := s.proposed[ev.ID]; under {
 		w.repeated = true
-		s.wait(ev.ID, w)
+		s.read(barrier{token: ev.Token, id: ev.ID, then: w})
 		return
 	}
 	var err *reason.Error
@@ -167,9 +167,25 @@ func (s *Shard) get(ev *Get) {
 		s.refuse(ev.Token, refusal(reason.NotFound, ""))
 		return
 	}
-	s.barriers = append(s.barriers, barrier{token: ev.Token, id: ev.ID, seq: s.proposedSeq + 1})
+	s.read(barrier{token: ev.Token, id: ev.ID})
+}
+
+// read answers a question when an entry that is proposed after it has been applied.
+func (s *Shard) read(b barrier) {
+	b.seq = s.proposedSeq + 1
+	s.barriers = append(s.barriers, b)
 	s.wantEntry = true
 	s.waiting++
+}
+
+// attachFresh attaches who repeats a request. What was deposed without knowing it must
+// not tell that a transaction is open which another leader has decided.
+func (s *Shard) attachFresh(t *txn.Txn, w waiter) {
+	if mutant.On("repeat-answered-from-memory") || t.Status.Decided() || w.kind == waitSubmit && w.digest != t.Digest { // which is as true later
+		s.attach(t, w)
+		return
+	}
+	s.read(barrier{token: w.token, id: t.ID, then: w})
 }
 
 // passBarriers answers the reads whose entry has been applied.
@@ -185,10 +201,21 @@ func (s *Shard) passBarriers() {
 			s.confirmOver(b.id, b.inquirer-1)
 		case b.inquirer > 0:
 			s.inquired(&Message{ID: b.id, From: b.inquirer - 1})
+		case t != nil && b.then.kind != 0:
+			s.attach(t, b.then)
 		case t != nil:
 			s.attach(t, waiter{token: b.token, kind: waitGet})
 		case s.st.Expired(b.id):
 			s.refuse(b.token, refusal(reason.IDExpired, ""))
+		case b.then.kind != 0: // it repeats one whose record is still to come, or was refused
+			if _, under := s.proposed[b.id]; under {
+				s.wait(b.id, b.then)
+				break
+			}
+			err := reason.New(reason.OutcomeUnknown, "send the same request again: it is executed once", "the request that this one repeats was refused")
+			err.Details = map[string]string{"id": b.id.String()}
+			err.RetryAfterMs = 100
+			s.refuse(b.token, err)
 		default:
 			s.refuse(b.token, reason.New(reason.NotFound, "it may never have been received: sending it again with the same id executes it once",
 				"no transaction %s", b.id))
@@ -350,7 +377,7 @@ func (s *Shard) cancel(ev *Cancel) {
 	for i, b := range s.barriers {
 		if b.token == ev.Token && b.inquirer == 0 {
 			s.barriers = append(s.barriers[:i:i], s.barriers[i+1:]...)
-			s.giveUp(ev.Token, b.id, waitGet)
+			s.giveUpRead(ev.Token, b.id)
 			return
 		}
 	}
@@ -417,6 +444,18 @@ func take(m map[txnid.ID][]waiter, id txnid.ID, token Token) (waiter, bool) {
 		}
 	}
 	return waiter{}, false
+}
+
+// giveUpRead: its entry has not been applied, so nothing can be told but a decision.
+func (s *Shard) giveUpRead(token Token, id txnid.ID) {
+	s.waiting--
+	if t := s.st.Get(id); t != nil && t.Status.Decided() {
+		s.answer(token, s.view(t, false))
+		return
+	}
+	err := reason.New(reason.OutcomeUnknown, "ask again", "the question was not answered in time")
+	err.Details = map[string]string{"id": id.String()}
+	s.reply(Reply{Token: token, Err: err})
 }
 
 func (s *Shard) giveUp(token Token, id txnid.ID, kind waitKind) {

@@ -213,6 +213,7 @@ type barrier struct {
 	token    Token
 	id       txnid.ID
 	seq      uint64
+	then     waiter // who waits; of no kind: who asks for the state
 	inquirer uint32 // one more than the shard that asks; 0: a client does
 }
 
@@ -240,15 +241,19 @@ func (s *Shard) State() *txn.State { return s.st }
 // Leading reports whether this leader has applied its LEAD.
 func (s *Shard) Leading() bool { return s.leading }
 
-// Restore replaces the replicated state by a snapshot's.
+// Restore replaces the replicated state by a snapshot's. Who leads no more need not have
+// been told yet: whoever waits is answered as by Follow.
 func (s *Shard) Restore(snapshot []byte) error {
 	st, err := txn.Restore(s.cfg.Shard, s.cfg.Shards, snapshot)
 	if err != nil {
 		return err
 	}
-	s.reset()
+	if mutant.On("restore-forgets-waiters") {
+		s.reset()
+		s.leading = false
+	}
+	s.follow()
 	s.st = st
-	s.leading = false
 	return nil
 }
 
@@ -330,6 +335,9 @@ func (s *Shard) Apply(now Time, index, term uint64, entry []byte) error {
 	s.effects = s.effects[:0]
 	if err := s.st.Apply(index, term, entry, &s.effects); err != nil {
 		return err
+	}
+	if s.leading && term > s.term { // another leader was elected, and the log has yet to say so
+		s.follow()
 	}
 	// Whatever follows this leader's own LEAD and was computed in its term is its own.
 	computedIn, _, _ := txn.Header(entry)
@@ -427,7 +435,9 @@ func (s *Shard) follow() {
 	}
 	for _, id := range sortedIDs(s.steps) {
 		for _, w := range s.steps[id] {
-			gone(w.token, id.String())
+			if w.token != 0 { // else the wait was given up, and answered
+				gone(w.token, id.String())
+			}
 		}
 	}
 	for _, id := range sortedIDs(s.runs) {
@@ -468,6 +478,10 @@ func (s *Shard) resume() {
 	live := s.st.LiveIDs()
 	for _, id := range live {
 		r := s.newRun(s.st.Get(id))
+		if !r.t.Status.Decided() && mutant.On("failover-aborts-open") {
+			s.proposeAbort(r, txn.AbortCmd{Reason: reason.Timeout, Message: "the leader has changed", Refused: r.t.OnePhase})
+			continue
+		}
 		switch r.t.Status {
 		case txn.Active:
 			s.startDeadline(r)
@@ -504,6 +518,9 @@ func (s *Shard) newRun(t *txn.Txn) *run {
 
 func (s *Shard) startDeadline(r *run) {
 	r.deadlineUs = s.now.MonoUs + int64(r.t.TimeoutMs)*1000
+	if mutant.On("failover-keeps-deadline") {
+		r.deadlineUs -= int64(s.st.NowMs()-r.t.BeganMs) * 1000
+	}
 	s.startTimer(timer{atUs: r.deadlineUs, id: r.t.ID, branch: noBranch})
 }
 

@@ -39,7 +39,7 @@ func (s *Shard) enlist(ev *Enlist) {
 				return
 			}
 			w.taken = true
-			s.attach(t, w)
+			s.attachFresh(t, w)
 			return
 		}
 		if t.StepPending || len(s.steps[ev.ID]) > 0 {
@@ -195,7 +195,7 @@ func (s *Shard) sealTxn(ev *Seal) {
 		return
 	case t != nil && t.Status != txn.Active:
 		w.repeated = true
-		s.attach(t, w)
+		s.attachFresh(t, w)
 		return
 	case t != nil:
 		r := s.runs[ev.ID]

@@ -27,7 +27,7 @@ var configurations = []struct {
 	{Config{
 		Name: "ended early", Work: []Work{transfer(shard.WaitDecided, lock.X, yesNo, yesNo)},
 		MaxAppendsInFlight: 3, Deadlines: 1, Rollbacks: 1,
-	}, 8772},
+	}, 8773},
 	{Config{
 		Name: "lost messages", Work: []Work{transfer(shard.WaitCompleted, lock.X, yes, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Timeouts: 1,
@@ -47,27 +47,27 @@ var configurations = []struct {
 	{Config{
 		Name: "one-phase", Work: []Work{single(0, any3)},
 		MaxAppendsInFlight: 3, Crashes: 1, Timeouts: 1, Rollbacks: 2, Deadlines: 1,
-	}, 6619},
+	}, 6629},
 	{Config{
 		Name: "one-phase deposed", Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Depose: 1, Late: 1, Rollbacks: 1,
-	}, 3502},
+	}, 3565},
 	{Config{
 		Name: "one-phase started over", Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Relead: 1, Rollbacks: 1, Gets: 1, Timeouts: 1,
-	}, 7561},
+	}, 7585},
 	{Config{
 		Name: "started over", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yesNo}}}},
 		MaxAppendsInFlight: 3, Relead: 1, Rollbacks: 2, Gets: 1,
-	}, 9283},
+	}, 9390},
 	{Config{
 		Name: "clients", Work: []Work{{Wait: shard.WaitCompleted, Branches: []Part{{0, lock.X, yesNo}}}},
 		MaxAppendsInFlight: 1, Crashes: 1, Resubmits: 1, Rollbacks: 1, Cancels: 1,
-	}, 5339},
+	}, 6490},
 	{Config{
 		Name: "other body", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}},
 		MaxAppendsInFlight: 1, Crashes: 1, Conflicts: 1, Resubmits: 1,
-	}, 555},
+	}, 712},
 	{Config{
 		Name: "contract broken", Work: []Work{transfer(shard.WaitCompleted, lock.X, yesNo, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Unilateral: 1,
@@ -87,7 +87,7 @@ var configurations = []struct {
 	{Config{
 		Name: "conflict one-phase", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}, single(0, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Deadlines: 1, Rollbacks: 1,
-	}, 18906},
+	}, 19462},
 	{Config{
 		Name: "shared and exclusive", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.S, yes}}}, {Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}},
 		MaxAppendsInFlight: 3, Crashes: 1, Deadlines: 1,
