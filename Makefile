@@ -2,6 +2,7 @@
 
 GO       ?= go
 SEEDS    ?= 20000
+CLUSTERS ?= 10000
 FUZZTIME ?= 60s
 ROUNDS   ?= 20
 MINUTES  ?= 10
@@ -23,7 +24,7 @@ GOFILES = $(shell find . -name '*.go' -not -path './.*/*' -not -path '*/testdata
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make sim SEEDS=$(SEEDS)   make fuzz FUZZTIME=$(FUZZTIME)   make kill ROUNDS=$(ROUNDS)   make mutants MUTANTS='name name'"
+	@echo "  make sim SEEDS=$(SEEDS) CLUSTERS=$(CLUSTERS)   make fuzz FUZZTIME=$(FUZZTIME)   make kill ROUNDS=$(ROUNDS)   make mutants MUTANTS='name name'"
 
 deps: ## install what the tests need and this machine lacks (a C compiler for the race detector, PostgreSQL)
 	@scripts/install-test-deps.sh
@@ -50,8 +51,9 @@ lint: ## golangci-lint, and the API definition against its generated files
 fmt: ## format as `make lint` wants it
 	$(GOLANGCI) fmt ./...
 
-sim: ## SEEDS simulated clusters; a failing seed prints how to run it alone
+sim: ## SEEDS simulated coordinators and CLUSTERS simulated clusters; a failing seed prints how to run it alone
 	$(GO) test ./internal/sim -count=1 -timeout 0 -v -run TestSeeds -seeds $(SEEDS)
+	$(GO) test ./internal/sim/cluster -count=1 -timeout 0 -v -run TestSeeds -seeds $(CLUSTERS)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -15,6 +15,8 @@ cd "$(dirname "$0")/.."
 sim='internal/sim|^TestSeeds$|-seeds=399'
 # The same for the sessions: 99 seeds.
 sessions='internal/sim/sessions|^TestSessions$|-seeds=99'
+# The same for clusters.
+cluster='internal/sim/cluster|^TestSeeds$|-seeds=299'
 table="
 abort-told-before-applied    |$sim
 apply-reads-unreplicated     |$sim
@@ -26,9 +28,13 @@ divergence-ignored           |internal/shard|^TestDivergedReplicaHalts$|
 drain-admits                 |$sim
 end-at-first-ack             |$sim
 expired-id-begins            |$sim
+failover-aborts-open         |$cluster
 failover-forgets-decided     |$sim
+failover-forgets-decided     |$cluster
+failover-keeps-deadline      |$cluster
 forget-without-watermark     |$sim
 forgotten-below-now          |$sim
+foreign-answered-by-follower |$cluster
 foreign-any-request          |$sessions
 foreign-never-inquires       |$sessions
 foreign-release-early        |$sessions
@@ -37,6 +43,7 @@ foreign-yield-prepared       |$sessions
 hazard-forgotten             |$sim
 ignore-digest                |$sim
 leading-before-lead-applied  |$sim
+leading-before-lead-applied  |$cluster
 active-abort-contacts-nobody |$sessions
 lock-compat-s-x              |$sim
 lock-compat-s-x              |$sessions
@@ -57,6 +64,7 @@ lock-restore-loses-order     |internal/lock|^TestRestoredTableGoesOnAlike$|-rapi
 lock-wound-misses-conversions|internal/lock|^TestScenarios$|-rapid.nofailfile
 map-order-in-apply           |$sim
 not-found-from-memory        |$sim
+not-found-from-memory        |$cluster
 one-phase-aborted-by-timeout |$sim
 one-phase-guesses-no         |$sim
 participant-keyed-by-attempt |$sim
@@ -64,11 +72,15 @@ participant-no-tombstone     |$sim
 phase-two-gives-up           |$sim
 read-only-told-to-commit     |$sim
 release-at-decision          |$sim
+repeat-answered-from-memory  |$cluster
+repeat-answered-from-memory  |internal/shard|^TestRepeatsAreAnsweredThroughTheLog$|
+restore-forgets-waiters      |internal/shard|^TestRestoreAnswersWhoWaits$|
 release-at-decision          |$sessions
 remove-placed-member         |internal/txn|^TestScenarios$|-rapid.nofailfile
 rollback-without-record      |$sim
 second-decision-wins         |$sim
 skip-term-check              |$sim
+skip-term-check              |$cluster
 step-sent-before-granted     |$sessions
 unknown-is-success           |$sim
 log-ack-after-failure        |internal/replog|^TestWriteErrorsAreFatal$|

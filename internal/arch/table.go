@@ -44,6 +44,7 @@ var Table = map[string]Package{
 	"internal/check/replay": {Ring: Quiet, Imports: []string{"internal/check"}},
 	"internal/sim":          {Ring: Quiet, Imports: []string{"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 	"internal/sim/sessions": {Ring: Quiet, Imports: []string{"internal/check", "internal/check/linear", "internal/check/replay", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason"}},
+	"internal/sim/cluster":  {Ring: Quiet, Imports: []string{"internal/sim/sessions", "internal/shard", "internal/txn", "internal/txnid", "internal/reason"}},
 	"internal/sim/exhaust":  {Ring: Quiet, Imports: []string{"internal/sim", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 
 	"internal/replog":    {Ring: Edge, Imports: []string{"internal/failpoint", "internal/mutant"}},
@@ -90,7 +91,7 @@ var Libraries = map[string][]string{
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
-	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "internal/cluster", "participant", ".", "cmd/assent"},
+	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/sim/cluster", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "internal/cluster", "participant", ".", "cmd/assent"},
 	"github.com/anishathalye/porcupine":   {"internal/check/linear"},
 	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
 }

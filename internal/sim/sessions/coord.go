@@ -46,7 +46,10 @@ func (s *single) Ask(id txnid.ID, ev func(shard.Token) shard.Event, answer func(
 	s.of(id).ask(ev, answer)
 }
 
-func (s *single) Record(id txnid.ID) *txn.Txn { return s.of(id).oracle.Get(id) }
+func (s *single) Committed(id txnid.ID) bool {
+	t := s.of(id).oracle.Get(id)
+	return t != nil && t.Status == txn.Committed
+}
 
 func (s *single) Heal() {}
 

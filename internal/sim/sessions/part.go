@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/assent-tx/assent/internal/shard"
-	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
@@ -267,13 +266,12 @@ func (p *part) audit() {
 	seen := map[int64]bool{}
 	for key, list := range p.items { // order does not matter: every item is checked
 		for _, i := range list {
-			t := p.w.cluster.Record(i.txn)
 			switch {
 			case i.pending:
 				p.w.Fail("%s: %d in %s is still pending", p.name, i.value, key)
 			case seen[i.value]:
 				p.w.Fail("%s: %d is there twice", p.name, i.value)
-			case t == nil || t.Status != txn.Committed:
+			case !p.w.cluster.Committed(i.txn):
 				p.w.Fail("%s: %d is of %s, which is not committed", p.name, i.value, i.txn)
 			}
 			seen[i.value] = true

@@ -77,11 +77,12 @@ func RunStatusOn(seed uint64, opt Options, build func(*World) Cluster) (report S
 	for range opt.Clients {
 		w.At(w.UpTo(1000), asker)
 	}
-	w.until(func() bool { return w.budget <= 0 && len(current) == 0 && open == 0 }, 3_600_000_000)
+	asked := func() bool { return w.budget <= 0 && len(current) == 0 && open == 0 }
+	w.until(func() bool { return asked() || w.late() }, 3_600_000_000)
 	w.heal()
-	w.until(w.cluster.Quiet, 3_600_000_000)
+	w.until(func() bool { return asked() && w.cluster.Quiet() }, 3_600_000_000)
 	for _, s := range all {
-		w.look(&status, s, func(o linear.Outcome) { s.last = o })
+		w.lookAgain(&status, s)
 	}
 	w.until(func() bool {
 		for _, s := range all {
@@ -89,7 +90,7 @@ func RunStatusOn(seed uint64, opt Options, build func(*World) Cluster) (report S
 				return false
 			}
 		}
-		return true
+		return w.cluster.Quiet()
 	}, 600_000_000)
 	for _, s := range all {
 		switch s.last {
@@ -160,6 +161,15 @@ func (w *World) question(status *linear.Status, s *subject, answered func(linear
 	default:
 		w.look(status, s, answered)
 	}
+}
+
+// lookAgain looks until there is an answer.
+func (w *World) lookAgain(status *linear.Status, s *subject) {
+	w.look(status, s, func(o linear.Outcome) {
+		if s.last = o; o == linear.Nothing {
+			w.At(50_000, func() { w.lookAgain(status, s) })
+		}
+	})
 }
 
 func (w *World) look(status *linear.Status, s *subject, answered func(linear.Outcome)) {

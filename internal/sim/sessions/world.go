@@ -35,11 +35,12 @@ type Options struct {
 	CrashPct     int // of a log append: the coordinator dies
 	LosePct      int // of a message
 	DoublePct    int
-	RestartPct   int  // of a call: the participant restarts and loses what is open
-	NoPct        int  // of a prepare
-	SilentPct    int  // of a step: the client dies
-	LocksOff     bool // clients lock keys that nobody else uses: a planted bug
-	Trusting     bool // participants do not look at fencing tokens
+	RestartPct   int   // of a call: the participant restarts and loses what is open
+	NoPct        int   // of a prepare
+	SilentPct    int   // of a step: the client dies
+	CalmAtUs     int64 // when faults end at the latest; 0: when all work is done
+	LocksOff     bool  // clients lock keys that nobody else uses: a planted bug
+	Trusting     bool  // participants do not look at fencing tokens
 }
 
 // DefaultOptions has some of everything.
@@ -69,8 +70,8 @@ type Cluster interface {
 	// Ask sends a request about a transaction. It is answered exactly once, with nil if
 	// the client has given up.
 	Ask(id txnid.ID, ev func(shard.Token) shard.Event, answer func(*shard.Reply))
-	// Record is what the log has made of a transaction, or nil.
-	Record(id txnid.ID) *txn.Txn
+	// Committed reports whether a transaction has committed and ended, by the log.
+	Committed(id txnid.ID) bool
 	// Heal ends every fault of the cluster's own.
 	Heal()
 	// Quiet: every shard has a leader, and nothing is open or locked.
@@ -169,7 +170,7 @@ func RunOn(seed uint64, opt Options, build func(*World) Cluster) (report Report,
 		w.users = append(w.users, u)
 		w.At(w.UpTo(1000), u.next)
 	}
-	w.until(func() bool { return w.budget <= 0 && w.idle() }, 3_600_000_000)
+	w.until(func() bool { return w.budget <= 0 && w.idle() || w.late() }, 3_600_000_000)
 	w.heal()
 	w.until(func() bool { return w.idle() && w.cluster.Quiet() }, 3_600_000_000)
 	last := &user{w: w, process: 1_000_000}
@@ -232,9 +233,12 @@ func (w *World) describe() string {
 	return text + w.cluster.String()
 }
 
-// heal ends every fault.
+// late: the time for faults is over.
+func (w *World) late() bool { return w.opt.CalmAtUs > 0 && w.nowUs >= w.opt.CalmAtUs }
+
+// heal ends every fault, and nobody begins anything new.
 func (w *World) heal() {
-	w.calm = true
+	w.calm, w.budget = true, 0
 	w.cluster.Heal()
 }
 
