@@ -43,7 +43,7 @@ var configurations = []struct {
 	{Config{
 		Name: "deposed", Work: []Work{transfer(shard.WaitDecided, lock.X, yes, yes)},
 		MaxAppendsInFlight: 3, Depose: 1,
-	}, 12909},
+	}, 3260},
 	{Config{
 		Name: "one-phase", Work: []Work{single(0, any3)},
 		MaxAppendsInFlight: 3, Crashes: 1, Timeouts: 1, Rollbacks: 2, Deadlines: 1,
@@ -51,7 +51,7 @@ var configurations = []struct {
 	{Config{
 		Name: "one-phase deposed", Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Depose: 1, Late: 1, Rollbacks: 1,
-	}, 3565},
+	}, 2171},
 	{Config{
 		Name: "one-phase started over", Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Relead: 1, Rollbacks: 1, Gets: 1, Timeouts: 1,
@@ -83,7 +83,7 @@ var configurations = []struct {
 	{Config{
 		Name: "conflict deposed", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}, {Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}},
 		MaxAppendsInFlight: 3, Depose: 1,
-	}, 6472},
+	}, 2582},
 	{Config{
 		Name: "conflict one-phase", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}, single(0, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Deadlines: 1, Rollbacks: 1,

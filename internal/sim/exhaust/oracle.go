@@ -208,10 +208,13 @@ func (w *world) replied(i int, r *shard.Reply) {
 func (w *world) refused(i int, q *request, code reason.Code) {
 	n, t := w.nodes[i], q.txn
 	rec := w.tip.Get(w.ids[t])
+	deposed := i != w.leader && !n.sh.Leading() // an entry of its successor said so
 	ok := false
 	switch code {
 	case reason.OutcomeUnknown:
-		ok = q.cancelled || !n.led || !n.claims
+		ok = q.cancelled || !n.led || !n.claims || deposed
+	case reason.NotLeader:
+		ok = deposed
 	case reason.IDConflict:
 		_, digest := w.begin(t, q.variant())
 		ok = rec != nil && rec.Digest != digest && !rec.NeverBegun
