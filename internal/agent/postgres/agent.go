@@ -89,6 +89,7 @@ type Agent struct {
 	part    *participant.Participant
 	coord   *coordinator
 	metrics *metrics
+	texts   texts
 	log     *slog.Logger
 	suspect map[string]bool // branches that the sweep before saw
 	warned  map[string]bool // branches that were warned of
@@ -166,7 +167,9 @@ func (a *Agent) warnOfSlots(ctx context.Context) error {
 }
 
 // Resource takes the coordinator's calls, wherever they come from.
-func (a *Agent) Resource() participant.Resource { return &resource{a.part, a.pool, a.metrics} }
+func (a *Agent) Resource() participant.Resource {
+	return &resource{a.part, a.pool, a.metrics, &a.texts}
+}
 
 // Handler serves the coordinator's calls below BaseURL's path.
 func (a *Agent) Handler() http.Handler {

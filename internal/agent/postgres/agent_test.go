@@ -1,11 +1,13 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -380,13 +382,13 @@ func forgottenBehindScript(t *testing.T, b *bed) {
 		if !ok {
 			t.Fatal("no script")
 		}
-		work, ok := plainWork(prepareCall(id, op(take5)), &script)
+		work, ok := a.resource().plainWork(prepareCall(id, op(take5)), &script)
 		if !ok {
 			t.Fatal("not plain")
 		}
 		done := make(chan bool, 1)
 		go func() {
-			done <- (&resource{a.part, a.pool, a.metrics}).inOneTrip(context.WithoutCancel(t.Context()), &script, work)
+			done <- a.resource().inOneTrip(context.WithoutCancel(t.Context()), &script, work)
 		}()
 		eventually(t, func() error {
 			if ask[int](t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) != 1 {
@@ -936,7 +938,21 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(op(take5)))
 	f.Add([]byte(op(`{"sql":"/* x */ -- y\nSELECT 1","args":[null,"a",1.5,true,{"a":[]}],"expect":{"rows":0}}`)))
 	f.Add([]byte(`{"statements":[{"sql":"a","args":[`))
+	f.Add([]byte(` { "statements" : [ {"expect":{"rows":-1},"args":["\u0000é\ud800",-0,1e9,false, null],"sql":"\"x\" \n"} , {} ] } `))
+	f.Add([]byte(`{"statements":[],"statements":[{"args":[],"args":[1],"sql":"","expect":{}}]}`))
 	f.Fuzz(func(t *testing.T, payload []byte) {
+		var scanned, decoded operation
+		if scan(payload, &scanned) {
+			dec := json.NewDecoder(bytes.NewReader(payload))
+			dec.DisallowUnknownFields()
+			err := dec.Decode(&decoded)
+			if _, end := dec.Token(); err != nil || !errors.Is(end, io.EOF) {
+				t.Fatalf("%q was scanned: %v, %v", payload, err, end)
+			}
+			if got, want := mustJSON(t, scanned), mustJSON(t, decoded); got != want {
+				t.Fatalf("%q: scanned %s, decoded %s", payload, got, want)
+			}
+		}
 		o, err := decode(payload)
 		if err != nil {
 			return
@@ -944,13 +960,36 @@ func FuzzDecode(f *testing.F) {
 		for i := range o.Statements {
 			s := &o.Statements[i]
 			for _, raw := range s.Args {
-				_, _ = argument(raw)
+				value, err := argument(raw)
+				var text any
+				_ = json.Unmarshal(raw, &text)
+				if want, isText := text.(string); isText && err == nil && want != string(value) || (text == nil) != (value == nil) && err == nil {
+					t.Errorf("%s became %q", raw, value)
+				}
 			}
-			_, _ = plain(s, nil)
-			_, _ = plain(s, &participant.Script{})
+			_, _ = new(texts).plain(s, nil)
+			_, _ = new(texts).plain(s, &participant.Script{})
 			if word := transactionControl(s.SQL); word != "" {
 				t.Errorf("%q passed with %s", s.SQL, word)
 			}
 		}
 	})
+}
+
+// mustJSON is v as JSON without what makes no difference: an empty list is none.
+func mustJSON(t *testing.T, v operation) string {
+	t.Helper()
+	for i := range v.Statements {
+		if len(v.Statements[i].Args) == 0 {
+			v.Statements[i].Args = nil
+		}
+	}
+	if len(v.Statements) == 0 {
+		v.Statements = nil
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }

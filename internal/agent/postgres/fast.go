@@ -2,9 +2,10 @@ package postgres
 
 import (
 	"context"
-	"errors"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -20,6 +21,7 @@ type resource struct {
 	*participant.Participant
 	pool    *pgxpool.Pool
 	metrics *metrics
+	texts   *texts
 }
 
 var _ participant.Resource = (*resource)(nil)
@@ -27,7 +29,7 @@ var _ participant.Resource = (*resource)(nil)
 // Prepare implements participant.Resource.
 func (r *resource) Prepare(ctx context.Context, c *participant.Call) (participant.Vote, error) {
 	if script, ok := r.Script(c); ok {
-		if work, ok := plainWork(c, &script); ok {
+		if work, ok := r.plainWork(c, &script); ok {
 			if r.inOneTrip(ctx, &script, work) {
 				r.Prepared(c)
 				r.metrics.vote("yes")
@@ -61,28 +63,41 @@ func (r *resource) commit(ctx context.Context, sql string) bool {
 		return false
 	}
 	defer conn.Release()
-	return conn.Conn().PgConn().Exec(ctx, sql).Close() == nil
+	t := newTrip()
+	defer t.free()
+	t.alone(sql)
+	tag, err := t.run(ctx, conn.Conn().PgConn())
+	return err == nil && tag == "COMMIT PREPARED"
 }
 
 // plainWork returns the statements of a call if they are all of the kind that the
 // fast road takes - nothing returned, and expectations that the server can check -
-// with the script's guard in the last of them.
-func plainWork(c *participant.Call, script *participant.Script) ([]participant.Statement, bool) {
+// with the script's guard in one of them: one that has an expectation to check
+// anyway, or the last.
+func (r *resource) plainWork(c *participant.Call, script *participant.Script) ([]participant.Statement, bool) {
 	var statements []statement
 	for _, payload := range c.Operations {
 		op, err := decode(payload)
 		if err != nil {
 			return nil, false
 		}
-		statements = append(statements, op.Statements...)
+		if statements == nil {
+			statements = op.Statements
+		} else {
+			statements = append(statements, op.Statements...)
+		}
+	}
+	guarded := slices.IndexFunc(statements, func(s statement) bool { return s.Expect != nil })
+	if guarded < 0 {
+		guarded = len(statements) - 1
 	}
 	work := make([]participant.Statement, 0, len(statements))
 	for i := range statements {
 		var guard *participant.Script
-		if i == len(statements)-1 {
+		if i == guarded {
 			guard = script
 		}
-		s, ok := plain(&statements[i], guard)
+		s, ok := r.texts.plain(&statements[i], guard)
 		if !ok {
 			return nil, false
 		}
@@ -91,46 +106,98 @@ func plainWork(c *participant.Call, script *participant.Script) ([]participant.S
 	return work, len(work) > 0
 }
 
+// form is what the text of a statement on the fast road depends on.
+type form struct {
+	sql     string
+	args    int
+	rows    int64 // that are expected; -1: any
+	guarded bool
+}
+
+// texts are those of the fast road, made once for each form; "" is for statements that
+// do not take it.
+type texts struct {
+	mu   sync.RWMutex
+	made map[form]string
+}
+
+const (
+	maxTexts     = 1024
+	maxTextBytes = 8 << 10 // longer ones are made each time
+)
+
+func (t *texts) get(f *form, script *participant.Script) string {
+	t.mu.RLock()
+	text, ok := t.made[*f]
+	t.mu.RUnlock()
+	if ok {
+		return text
+	}
+	if text = f.text(script); len(f.sql) > maxTextBytes {
+		return text
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.made == nil || len(t.made) >= maxTexts { // texts with values in them: begin anew
+		t.made = make(map[form]string)
+	}
+	own := *f
+	own.sql = strings.Clone(f.sql)
+	t.made[own] = text
+	return text
+}
+
 // plain is the statement as the fast road sends it. What must hold, the expectation
 // and the script's guard, must hold before the transaction is prepared: afterwards a
 // crash would leave a prepared branch that nobody has vouched for.
-func plain(s *statement, script *participant.Script) (participant.Statement, bool) {
-	out := participant.Statement{SQL: s.SQL}
-	switch firstWord(s.SQL) {
-	case "INSERT", "UPDATE", "DELETE":
-	default:
+func (t *texts) plain(s *statement, script *participant.Script) (out participant.Statement, ok bool) {
+	f := form{sql: s.SQL, args: len(s.Args), rows: -1, guarded: script != nil}
+	if s.Expect != nil {
+		f.rows = *s.Expect.Rows
+	}
+	if out.SQL = t.get(&f, script); out.SQL == "" {
 		return out, false
 	}
-	if returning(s.SQL) {
-		return out, false
+	var guard [][]byte
+	if script != nil {
+		_, _, guard = script.Guard(len(s.Args))
 	}
+	out.Params = make([][]byte, 0, len(s.Args)+len(guard))
 	for _, raw := range s.Args {
-		arg, err := argument(raw)
+		value, err := argument(raw)
 		if err != nil {
 			return out, false
 		}
-		text, isText := arg.(string)
-		if !isText {
-			out.Params = append(out.Params, nil)
-		} else {
-			out.Params = append(out.Params, []byte(text))
-		}
+		out.Params = append(out.Params, value)
 	}
-	if s.Expect == nil && script == nil {
-		return out, true
+	out.Params = append(out.Params, guard...)
+	return out, true
+}
+
+// text is the statement with what must hold around it, or "".
+func (f *form) text(script *participant.Script) string {
+	switch firstWord(f.sql) {
+	case "INSERT", "UPDATE", "DELETE":
+	default:
+		return ""
 	}
-	if script != nil && names(s.SQL, len(s.Args)) {
-		return out, false // a mistake, which must not find a parameter of the guard
+	if returning(f.sql) {
+		return ""
 	}
-	with, holds, from := "assent_work AS ("+strings.TrimRight(s.SQL, "; \t\r\n"), "", ""
-	if s.Expect != nil {
+	if f.rows < 0 && !f.guarded {
+		return f.sql
+	}
+	if f.guarded && names(f.sql, f.args) {
+		return "" // a mistake, which must not find a parameter of the guard
+	}
+	with, holds, from := "assent_work AS ("+strings.TrimRight(f.sql, "; \t\r\n"), "", ""
+	if f.rows >= 0 {
 		with += "\nRETURNING 1"
-		holds, from = "count(*) = "+strconv.FormatInt(*s.Expect.Rows, 10), " FROM assent_work"
+		holds, from = "count(*) = "+strconv.FormatInt(f.rows, 10), " FROM assent_work"
 	}
 	with += "\n)"
-	if script != nil {
-		guard, probe, params := script.Guard(len(s.Args))
-		out.Params = append(out.Params, params...)
+	if f.guarded {
+		guard, probe, _ := script.Guard(f.args)
 		if holds != "" {
 			holds += " AND "
 		}
@@ -139,8 +206,7 @@ func plain(s *statement, script *participant.Script) (participant.Statement, boo
 			with += ", " + probe
 		}
 	}
-	out.SQL = "WITH " + with + " SELECT 1 / (" + holds + ")::int" + from
-	return out, true
+	return "WITH " + with + " SELECT 1 / (" + holds + ")::int" + from
 }
 
 // names reports whether the text may name a parameter behind the first n.
@@ -172,57 +238,36 @@ func (r *resource) inOneTrip(ctx context.Context, s *participant.Script, work []
 	}
 	defer conn.Release()
 	pg := conn.Conn().PgConn()
-	names := make([]string, 0, len(work)+1)
-	all := append([]participant.Statement{s.Insert}, work...)
-	for i := range all {
-		name, err := inSession(ctx, pg, all[i].SQL)
+	t := newTrip()
+	defer t.free()
+	add := func(st *participant.Statement) bool {
+		name, err := inSession(ctx, pg, st.SQL)
 		if err != nil {
 			return false // the SDK's road says what is wrong with it
 		}
-		names = append(names, name)
+		t.prepared(name, st.Params)
+		return true
 	}
-	pipe := pg.StartPipeline(ctx)
-	pipe.SendQueryParams(s.Begin, nil, nil, nil, nil)
-	for i, st := range all {
-		pipe.SendQueryPrepared(names[i], st.Params, nil, nil)
+	if !add(&participant.Statement{SQL: s.Begin}) || !add(&s.Insert) {
+		return false
 	}
-	pipe.SendQueryParams(s.End, nil, nil, nil, nil)
-	tag, err := lastTag(pipe)
+	for i := range work {
+		if !add(&work[i]) {
+			return false
+		}
+	}
+	t.once(s.End)
+	t.end()
+	tag, err := t.run(ctx, pg)
 	if err == nil && tag == "PREPARE TRANSACTION" {
 		return true
 	}
 	if !pg.IsClosed() && pg.TxStatus() != 'I' {
 		if err := pg.Exec(ctx, "ROLLBACK").Close(); err != nil {
-			_ = pg.Close(context.WithoutCancel(ctx)) // not for anybody else; the server ends what it was at
+			drop(pg) // not for anybody else
 		}
 	}
 	return false
-}
-
-// lastTag reads all answers of a pipeline and returns the last command's tag.
-func lastTag(pipe *pgconn.Pipeline) (string, error) {
-	if err := pipe.Sync(); err != nil {
-		return "", errors.Join(err, pipe.Close())
-	}
-	tag := ""
-	for {
-		answer, err := pipe.GetResults()
-		if err != nil {
-			return "", errors.Join(err, pipe.Close())
-		}
-		switch answer := answer.(type) {
-		case *pgconn.ResultReader:
-			done, err := answer.Close()
-			if err != nil {
-				return "", errors.Join(err, pipe.Close())
-			}
-			tag = done.String()
-		case *pgconn.PipelineSync:
-			return tag, pipe.Close()
-		default:
-			return "", errors.Join(errors.New("the pipeline ended early"), pipe.Close())
-		}
-	}
 }
 
 // sessionStatements is the key of a session's prepared statements, by their text.

@@ -204,9 +204,12 @@ func (e *refusedError) Error() string { return e.text }
 func (w *worker) statement(ctx context.Context, tx *sql.Tx, s *statement, r *statementResult, maxBytes int) error {
 	args := make([]any, len(s.Args))
 	for i, raw := range s.Args {
-		var err error
-		if args[i], err = argument(raw); err != nil {
+		value, err := argument(raw)
+		switch {
+		case err != nil:
 			return &refusedError{"payload", fmt.Sprintf("args[%d]: %v", i, err)}
+		case value != nil:
+			args[i] = string(value)
 		}
 	}
 	// Prepared, because the server then refuses several statements in one text, a
