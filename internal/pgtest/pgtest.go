@@ -104,6 +104,18 @@ func create(settings []string) (*Cluster, error) {
 	return c, errors.Join(err, f.Close())
 }
 
+// Provide writes a file of the server's, into its data directory: server.key, say.
+func (c *Cluster) Provide(name string, content []byte) error {
+	path := filepath.Join(c.data(), name)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return err
+	}
+	if c.cred == nil {
+		return nil
+	}
+	return os.Chown(path, int(c.cred.Uid), int(c.cred.Gid))
+}
+
 // DSN of a database of this cluster, as the superuser.
 func (c *Cluster) DSN(database string) string {
 	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/%s?sslmode=disable", c.Port, database)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -102,7 +103,11 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	conf, err := pgxpool.ParseConfig(cfg.DSN)
-	if err != nil { // which may hold the DSN, and a password in it
+	var file *fs.PathError
+	switch {
+	case errors.As(err, &file):
+		return nil, fmt.Errorf("agent: a file that the DSN names: %w", file)
+	case err != nil: // which may hold the DSN, and a password in it
 		return nil, errors.New("agent: the DSN cannot be parsed: write postgres://user:password@host:port/database?sslmode=verify-full, or words such as host=… user=… dbname=…")
 	}
 	// Settings of the session: they cost nothing per branch.
