@@ -13,12 +13,13 @@ type group struct {
 	c     *Cluster
 	shard int
 
-	committed []rec // by index, from 1
-	leaders   map[uint64]int
-	maxTerm   uint64
-	oracle    *txn.State          // has applied what is committed, once, and never restores
-	hashes    map[uint64][32]byte // of the state at some indexes
-	effects   []txn.Effect
+	committed   []rec    // by index, from 1
+	committedIn []uint64 // the term of who committed it first
+	leaders     map[uint64]int
+	maxTerm     uint64
+	oracle      *txn.State          // has applied what is committed, once, and never restores
+	hashes      map[uint64][32]byte // of the state at some indexes
+	effects     []txn.Effect
 
 	books    map[txnid.ID]*book
 	open     []*book // begun, not ended
@@ -89,7 +90,8 @@ func (g *group) leader() (l *replica) {
 
 // ---- what Raft promises
 
-// elected: one leader a term, and it has all that is committed.
+// elected: one leader a term, and it has all that was committed in earlier ones. It may
+// win when a leader of a later term has committed more: by votes that were long under way.
 func (g *group) elected(r *replica) {
 	w := g.c.w
 	if was, ok := g.leaders[r.term]; ok {
@@ -98,8 +100,11 @@ func (g *group) elected(r *replica) {
 	g.leaders[r.term] = r.n.id
 	g.maxTerm = max(g.maxTerm, r.term)
 	last := uint64(len(g.committed))
+	for last > 0 && g.committedIn[last-1] >= r.term {
+		last--
+	}
 	if last > 0 && (r.last() < last || last >= r.first && r.termAt(last) != g.committed[last-1].term) {
-		w.Fail("%s is elected without entry %d, which is committed", r, last)
+		w.Fail("%s is elected without entry %d, which was committed in an earlier term", r, last)
 	}
 	g.c.hit(Elected)
 	g.c.line("%s is elected", r)
@@ -127,7 +132,7 @@ func (g *group) committedAt(r *replica, index uint64, e *rec) {
 	if index != uint64(len(g.committed))+1 {
 		w.Fail("%s: entry %d is committed after %d", r, index, len(g.committed))
 	}
-	g.committed = append(g.committed, *e)
+	g.committed, g.committedIn = append(g.committed, *e), append(g.committedIn, r.term)
 	if e.term < g.maxTerm {
 		g.c.hit(CommittedAfterDeposed)
 	}
