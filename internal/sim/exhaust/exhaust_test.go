@@ -103,15 +103,15 @@ var configurations = []struct {
 	{Config{
 		Name: "large deposed", Large: true, Work: []Work{transfer(shard.WaitDecided, lock.X, yes, yes)},
 		MaxAppendsInFlight: 3, Depose: 1, Late: 1,
-	}, 17842},
+	}, 6856},
 	{Config{
 		Name: "large one-phase", Large: true, Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Depose: 1, Late: 1, Timeouts: 1, Rollbacks: 1,
-	}, 15953},
+	}, 9579},
 	{Config{
 		Name: "large clients", Large: true, Work: []Work{{Wait: shard.WaitCompleted, Branches: []Part{{0, lock.X, yesNo}}}},
 		MaxAppendsInFlight: 1, Crashes: 1, Resubmits: 1, Conflicts: 1, Rollbacks: 1, Gets: 1,
-	}, 65927},
+	}, 76085},
 	{Config{
 		Name: "large conflict", Large: true, Work: []Work{transfer(shard.WaitDecided, lock.X, yes, yes), transfer(shard.WaitCompleted, lock.X, yes, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Deadlines: 1,
@@ -119,7 +119,7 @@ var configurations = []struct {
 	{Config{
 		Name: "large conflict one-phase", Large: true, Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}, single(0, yes)},
 		MaxAppendsInFlight: 3, Depose: 1, Late: 1, Deadlines: 1,
-	}, 107791},
+	}, 43962},
 }
 
 // A replay makes much garbage and keeps nothing.
