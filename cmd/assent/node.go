@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/assent-tx/assent/internal/cluster"
 	"github.com/assent-tx/assent/internal/config"
@@ -211,6 +212,11 @@ func (n *runningNode) config(shards uint32) node.Config {
 	nc := node.Config{
 		Name: c.Node, Shards: shards, Shard: sc,
 		DefaultMaxInFlight: c.MaxInFlight, DefaultPrepareTimeout: c.PrepareTimeout, DefaultFinishTimeout: c.FinishTimeout,
+		LowSpace: func() bool {
+			var st unix.Statfs_t
+			err := unix.Statfs(c.Data, &st)
+			return err == nil && st.Bavail*uint64(st.Bsize) < uint64(c.MinFreeSpace)
+		},
 		Logger: n.logger,
 	}
 	if n.port != nil {

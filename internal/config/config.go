@@ -76,6 +76,7 @@ type Serve struct {
 	AllowNetwork   []netip.Prefix `group:"services" placeholder:"CIDR" help:"Networks that services may be called in, such as 10.0.0.0/8; repeatable. Default: any but link-local and multicast."`
 
 	SnapshotBytes Bytes         `group:"log" default:"64MiB" help:"A snapshot is taken when that much was logged since the last."`
+	MinFreeSpace  Bytes         `group:"log" default:"256MiB" help:"New transactions are refused while the disk has less room than this; what is open goes on."`
 	AppendStall   time.Duration `group:"log" default:"0s" help:"The process ends when a write is not on disk after that time, so that another node may lead; 0: 10s, and 3s in a cluster."`
 
 	LogFormat string `group:"output" default:"text" enum:"text,json" help:"How to log: text or json."`

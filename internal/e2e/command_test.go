@@ -129,3 +129,40 @@ func settleAndAudit(ctx context.Context, t *testing.T, proc *serveproc.Process, 
 		t.Error(f)
 	}
 }
+
+// TestNoRoom: a node whose disk has less room than asked for takes no new transactions, and
+// answers everything else.
+func TestNoRoom(t *testing.T) {
+	binary := build(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dir := t.TempDir()
+	proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"), "--min-free-space", "900TiB")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proc.Kill)
+	if err := proc.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	books := openBooks(t, dir)
+	for _, b := range books {
+		if err := b.Register(ctx, proc.URL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load := &ledger.Load{Coordinator: proc.URL, Services: [2]string{"bank-a", "bank-b"}, Accounts: accounts, Clients: 1}
+	runCtx, stop := context.WithTimeout(ctx, 1500*time.Millisecond)
+	defer stop()
+	if err := load.Run(runCtx, time.Second); err == nil {
+		t.Fatal("a transfer had an outcome")
+	}
+	if n := load.Committed.Load() + load.Aborted.Load(); n != 0 || load.Retried.Load() == 0 {
+		t.Errorf("%d outcomes, %d repeated", n, load.Retried.Load())
+	}
+	metrics, err := proc.Get(ctx, "/metrics")
+	if err != nil || !strings.Contains(string(metrics), `assent_requests_refused_total{reason="OVERLOADED"}`) {
+		t.Error(err)
+	}
+	proc.Kill()
+}

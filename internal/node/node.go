@@ -42,6 +42,10 @@ type Config struct {
 	IdleTimeout           time.Duration // of its client's silence
 	InboxLimit            int           // events that wait for a shard; senders then wait
 
+	// LowSpace reports whether the disk of the log is nearly full: then new transactions
+	// are refused where this node leads. It is asked once a second; nil: it never is.
+	LowSpace func() bool
+
 	// Peers are the other nodes of the cluster; nil: there are none.
 	Peers Peers
 
@@ -152,6 +156,9 @@ func (n *Node) Start(log Log) error {
 			return err
 		}
 	}
+	if n.cfg.LowSpace != nil {
+		n.loops.Go(n.watchSpace)
+	}
 	for i, r := range n.runners {
 		g := log.Group(uint32(i))
 		r.group.Store(&g)
@@ -159,6 +166,31 @@ func (n *Node) Start(log Log) error {
 		n.loops.Go(func() { r.watch(g) })
 	}
 	return nil
+}
+
+const spaceEvery = time.Second
+
+func (n *Node) watchSpace() {
+	tick := time.NewTicker(spaceEvery)
+	defer tick.Stop()
+	for was := false; ; {
+		if low := n.cfg.LowSpace(); low != was {
+			was = low
+			if low {
+				n.log.Error("the disk is nearly full: new transactions are refused until there is room")
+			} else {
+				n.log.Info("there is room on the disk again")
+			}
+			for _, r := range n.runners {
+				_ = r.run(context.Background(), func(sh *shard.Shard) { sh.Step(n.now(), &shard.Space{Low: low}) }) // fails when this ends
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-n.stop:
+			return
+		}
+	}
 }
 
 // Close ends the calls to participants and the loops. The log must be closed

@@ -183,6 +183,10 @@ type Lead struct {
 // leads nor is about to ignores it.
 type RaiseLevel struct{ Level uint32 }
 
+// Space says whether the disk is nearly full. While it is, new transactions are refused;
+// what is open goes on to its end.
+type Space struct{ Low bool }
+
 // Follow says that leadership is lost, or that a proposal failed.
 type Follow struct{}
 
@@ -202,6 +206,7 @@ func (*Cancel) event()        {}
 func (*CallDone) event()      {}
 func (*Lead) event()          {}
 func (*RaiseLevel) event()    {}
+func (*Space) event()         {}
 func (*Follow) event()        {}
 func (*Tick) event()          {}
 

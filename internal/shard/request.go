@@ -84,6 +84,9 @@ func (s *Shard) submit(ev *Submit) {
 		err = refusal(reason.IDExpired, "")
 	case ev.ID.UnixMs() > s.now.WallMs+s.cfg.MaxIDAheadMs:
 		err = s.fromFuture(ev.ID)
+	case s.lowSpace:
+		err = reason.New(reason.Overloaded, "make room on the disk of the data directory; what is open goes on meanwhile", "the disk of shard %d's leader is nearly full", s.cfg.Shard)
+		err.RetryAfterMs = 1000
 	case s.st.Live()+len(s.proposed) >= s.cfg.MaxOpenTransactions:
 		err = reason.New(reason.Overloaded, "slow down, or raise --max-open-transactions", "%d transactions are open", s.st.Live())
 		err.RetryAfterMs = 500

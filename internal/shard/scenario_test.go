@@ -228,6 +228,8 @@ func (s *scenario) run(t *testing.T, d *datadriven.TestData) {
 		s.term++
 		d.MaybeScanArgs(t, "term", &s.term)
 		s.step(&Lead{Term: s.term})
+	case "space":
+		s.step(&Space{Low: arg(0) == "low"})
 	case "follow":
 		s.step(&Follow{})
 	case "commit":

@@ -115,7 +115,8 @@ type Shard struct {
 	kept          keptResults
 	deadlocks     []Deadlock // the latest, oldest first
 	foreign       foreign
-	waiting       int // requests that wait for an answer
+	waiting       int  // requests that wait for an answer
+	lowSpace      bool // the disk is nearly full; not forgotten with leadership
 	forgetUs      int64
 	verifyUs      int64
 	forgetOut     bool // a FORGET is on its way
@@ -322,6 +323,8 @@ func (s *Shard) Step(now Time, ev Event) {
 		s.lead(ev.Term, ev.Level)
 	case *RaiseLevel:
 		s.raiseLevel(ev.Level)
+	case *Space:
+		s.lowSpace = ev.Low
 	case *Follow:
 		s.follow()
 	case *Tick:
