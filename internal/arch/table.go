@@ -57,13 +57,15 @@ var Table = map[string]Package{
 		"internal/replog", "internal/rm", "internal/mutant", "internal/failpoint",
 	}},
 	"internal/placement": {Ring: Pure},
+	"internal/backup":    {Ring: Quiet},
 	"internal/peer":      {Ring: Edge},
 	"internal/cluster": {Ring: Edge, Imports: []string{
 		"internal/node", "internal/peer", "internal/replog", "internal/placement", "internal/reason", "internal/shard", "internal/txn", "internal/txnid",
 	}},
 	"internal/server": {Ring: Edge, Imports: []string{
 		"internal/node", "internal/reason", "internal/txnid", "api/assent/v1",
-		"internal/lock", // CheckKey alone
+		"internal/backup", // the file that it answers
+		"internal/lock",   // CheckKey alone
 	}},
 
 	"internal/agent/postgres": {Ring: Edge, Imports: []string{"participant"}},
