@@ -20,6 +20,7 @@ type cli struct {
 	Txn       txnCmd       `cmd:"" help:"Submit transactions and look at them."`
 	Locks     locksCmd     `cmd:"" help:"Show who holds and who waits for which keys."`
 	Deadlocks deadlocksCmd `cmd:"" help:"Show the latest deadlocks and who gave way."`
+	Cluster   clusterCmd   `cmd:"" help:"Show the nodes of the cluster, and move what they hold."`
 	Demo      demoCmd      `cmd:"" help:"See it work: transfers, kills, an audit. Nothing to install."`
 	Ledger    ledgerCmd    `cmd:"" help:"Run an example service."`
 	Agent     agentCmd     `cmd:"" help:"Dress a database as a participant."`

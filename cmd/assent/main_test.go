@@ -77,6 +77,26 @@ const (
 	aService    = `{"name":"a","http":{"prepare":"http://h/p","commit":"http://h/c","rollback":"http://h/r"},"capabilities":["tombstone"],"isolation":"coordinator","require_keys":false,"limits":{"max_in_flight":128,"prepare_timeout":"3s","finish_timeout":"10s"},"generation":"3","state":"active","open_transactions":2}`
 )
 
+const aCluster = `{"cluster":"00112233445566778899aabbccddeeff","incarnation":2,"node":"n1","shards":2,"nodes":[` +
+	`{"id":"n1@1","name":"n1","peer":"p1:1","http":"http://h1","grpc":"g1:1","state":"up","draining":false,"level":2},` +
+	`{"id":"n2@2","name":"n2","peer":"p2:1","http":"http://h2","state":"down","draining":true,"level":2},` +
+	`{"id":"n3@3","name":"n3","peer":"p3:1","state":"leaving","draining":false,"level":2}],"placement":[` +
+	`{"shard":0,"leader":"n1@1","term":7,"voters":["n1@1","n2@2"],"learners":["n3@3"]},{"shard":1,"leader":"","term":0,"voters":["n1@1"],"learners":[]}]}`
+
+// With --wait a command asks until it is done, or its time is over.
+func TestClusterWait(t *testing.T) {
+	gone := strings.Replace(aCluster, `,{"id":"n3@3","name":"n3","peer":"p3:1","state":"leaving","draining":false,"level":2}`, "", 1)
+	f, url := startFake(t, answer{200, aCluster}, answer{200, aCluster}, answer{503, refusedBy("NOT_READY", "")}, answer{200, gone})
+	code, out, errText := assent(t, "", "cluster", "remove", "n3", "--wait", "--url", url)
+	if code != 0 || len(f.requests) != 4 || f.requests[1] != "GET /v1/cluster" || strings.Contains(out, "goes on by itself") {
+		t.Errorf("exit code %d, asked %q\n%s%s", code, f.requests, out, errText)
+	}
+	_, url = startFake(t, answer{200, aCluster})
+	if code, _, errText := assent(t, "", "cluster", "drain", "n1", "--wait", "--within", "1ms", "--url", url); code != 3 || !strings.Contains(errText, "it leads shards 0") {
+		t.Errorf("exit code %d\n%s", code, errText)
+	}
+}
+
 func TestCommands(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "request.json")
 	if err := os.WriteFile(file, []byte(`{"id":"`+someID+`","operations":[{"service":"a","payload":9007199254740993}],"wait":"none"}`), 0o600); err != nil {
@@ -121,6 +141,25 @@ func TestCommands(t *testing.T) {
 		{name: "no services", args: `service list`, answer: answer{200, `{"services":[]}`}, out: []string{"assent service put"}},
 		{name: "service delete", args: `service delete a`, answer: answer{200, strings.Replace(aService, `"state":"active"`, `"state":"removed"`, 1)}, request: `DELETE /v1/services/a`, out: []string{"a is removed"}},
 		{name: "service delete, draining", args: `service delete a`, answer: answer{200, strings.Replace(aService, `"state":"active"`, `"state":"draining"`, 1)}, code: 3, out: []string{"waits for 2 open transactions"}},
+		{
+			name: "cluster status", args: `cluster status`, answer: answer{200, aCluster}, request: `GET /v1/cluster`,
+			out: []string{"incarnation 2, as n1 sees it", "n1    up              0      0,1       http://h1", "n2    down, draining  -      0         http://h2", "0      n1            7     n1,n2   n3", "1      (none known)  0     n1      -"},
+		},
+		{name: "cluster status as JSON", args: `cluster status -o json`, answer: answer{200, aCluster}, out: []string{aCluster}},
+		{name: "cluster status of an old version", args: `cluster status`, answer: answer{404, refusedBy("NOT_FOUND", "")}, code: 4, out: []string{"NOT_FOUND"}},
+		{name: "cluster drain", args: `cluster drain n1`, answer: answer{200, aCluster}, request: `POST /v1/cluster/nodes/n1:drain`, out: []string{"n1 is draining, and goes on by itself: it leads shards 0"}},
+		{name: "cluster drain, no such node", args: `cluster drain n9`, answer: answer{404, refusedBy("UNKNOWN_MEMBER", "see assent cluster status")}, code: 4, out: []string{"UNKNOWN_MEMBER"}},
+		{name: "cluster drain, done", args: `cluster drain n2 --wait`, answer: answer{200, aCluster}, request: `POST /v1/cluster/nodes/n2:drain`, out: []string{"NODE"}},
+		{name: "cluster drain as JSON", args: `cluster drain n1 -o json`, answer: answer{200, aCluster}, out: []string{aCluster}},
+		{name: "cluster undrain", args: `cluster undrain n2@2`, answer: answer{200, aCluster}, request: `POST /v1/cluster/nodes/n2@2:undrain`, out: []string{"NODE"}},
+		{name: "cluster remove", args: `cluster remove n3`, answer: answer{200, aCluster}, request: `DELETE /v1/cluster/nodes/n3`, out: []string{"n3 is being removed, and goes on by itself: it has replicas of shards (0)"}},
+		{name: "cluster remove, the last", args: `cluster remove n1`, answer: answer{409, refusedBy("MEMBER_IN_USE", "let another join")}, code: 4, out: []string{"let another join"}},
+		{name: "cluster transfer", args: `cluster transfer 1 --to n2`, answer: answer{200, aCluster}, request: `POST /v1/cluster/shards/1:transfer {"to":"n2"}`, out: []string{"SHARD"}},
+		{name: "cluster transfer to any", args: `cluster transfer 0`, answer: answer{200, aCluster}, request: `POST /v1/cluster/shards/0:transfer {}`},
+		{name: "cluster add", args: `cluster add`, answer: answer{200, aCluster}, request: `GET /v1/cluster`, out: []string{"assent serve --node n4 --data DIR", "--join p1:1"}},
+		{name: "cluster add by name", args: `cluster add east`, answer: answer{200, aCluster}, out: []string{"--node east "}},
+		{name: "cluster add of a known name", args: `cluster add n3`, answer: answer{200, aCluster}, code: 4, out: []string{"assent cluster remove n3"}},
+		{name: "cluster add to a node alone", args: `cluster add`, answer: answer{200, strings.ReplaceAll(aCluster, `"peer":"p1:1",`, "")}, code: 4, out: []string{"start n1 with --peer"}},
 		{name: "rubbish", args: `service list`, answer: answer{200, `[`}, code: 3, out: []string{"cannot be read"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

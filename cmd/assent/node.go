@@ -24,10 +24,13 @@ import (
 	"github.com/assent-tx/assent/internal/shard"
 )
 
+// coordinator is embedded by a name that is none of its methods.
+type coordinator = cluster.Cluster
+
 // runningNode is a node of a cluster, maybe of itself alone, with its log. Until open
 // returns it answers that it is not ready.
 type runningNode struct {
-	*cluster.Cluster
+	*coordinator
 	cfg      *config.Serve
 	identity replog.Identity
 	metrics  *node.Metrics
@@ -74,7 +77,7 @@ func newNode(c *config.Serve, s *sockets, registry prometheus.Registerer, logger
 		})
 		cc.Port = n.port
 	}
-	n.Cluster = cluster.New(cc)
+	n.coordinator = cluster.New(cc)
 	if n.port != nil {
 		n.metrics.CountMembers(n.CountMembers)
 		if err := n.OpenBook(c.Data, founders); err != nil {
@@ -220,7 +223,7 @@ func (n *runningNode) config(shards uint32) node.Config {
 		Logger: n.logger,
 	}
 	if n.port != nil {
-		nc.Peers = n.Cluster
+		nc.Peers = n.coordinator
 	}
 	return nc
 }
@@ -238,7 +241,7 @@ func (n *runningNode) leave(ctx context.Context) {
 // close closes the log, then the node: the log's last entries still need it.
 func (n *runningNode) close() error {
 	n.once.Do(func() {
-		n.Cluster.Close()
+		n.coordinator.Close()
 		if n.log != nil {
 			n.closed = n.log.Close()
 		}

@@ -45,7 +45,7 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 	if err != nil {
 		return err
 	}
-	api, err := server.New(server.Config{Coordinator: node, Limits: c.limits(), Registerer: registry, Gatherer: registry, Logger: log})
+	api, err := server.New(server.Config{Coordinator: node, Limits: c.limits(), Registerer: registry, Gatherer: registry, Logger: log, Version: version()})
 	if err != nil {
 		_ = node.close() // it has not begun
 		return err

@@ -14,6 +14,7 @@
 //	route.go    to which node a request goes, and for how long it is tried
 //	forward.go  the requests
 //	member.go   the table of members, in shard 0's state
+//	backup.go   the state of every shard, for a file
 //	balance.go  where replicas and leaders belong, one step at a time
 package cluster
 
@@ -71,6 +72,8 @@ type Cluster struct {
 	running atomic.Pointer[running]
 	closing atomic.Bool
 	book    book
+
+	captured captured // for backups
 
 	mu       sync.Mutex
 	heard    map[string]*heard // by member
@@ -173,6 +176,7 @@ func (c *Cluster) Leave(ctx context.Context) {
 func (c *Cluster) Close() {
 	c.closing.Store(true)
 	c.stop()
+	c.captured.close()
 	c.wg.Wait()
 }
 
@@ -206,6 +210,9 @@ func (c *Cluster) Health() node.Health {
 		return node.Health{Message: notStarted().Message}
 	}
 	h := r.node.Health()
+	for i := range h.Shards {
+		h.Shards[i].Leader = nameOf(c.leader(uint32(i)))
+	}
 	if c.cfg.Port == nil {
 		return h
 	}
@@ -218,7 +225,7 @@ func (c *Cluster) Health() node.Health {
 		h.Message = "the copy of the registry is not current yet"
 	}
 	for i := range h.Shards {
-		if c.leader(uint32(i)) == "" {
+		if h.Shards[i].Leader == "" {
 			h.Ready, h.Message = false, "a shard has no leader that this node knows"
 		}
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"time"
 
 	"github.com/assent-tx/assent/internal/reason"
@@ -249,6 +250,7 @@ type Health struct {
 type ShardHealth struct {
 	Shard   uint32
 	Leading bool
+	Leader  string // name of the node that leads it, as far as this one knows; may be empty
 	Term    uint64
 	Applied uint64
 	Open    int // transactions not ended
@@ -292,4 +294,14 @@ func (s *ShardReplicas) Add(member string, voter bool) {
 	} else {
 		s.Learners = append(s.Learners, member)
 	}
+}
+
+// Backup is the state of every shard, captured at its leader.
+type Backup struct {
+	Cluster     string // 32 hexadecimal digits
+	Incarnation uint64
+	Sizes       []int64 // bytes of each shard's part
+	// Part hands a shard's part to put, in pieces. Each can be had once, and soon: what
+	// was captured is not kept for long.
+	Part func(ctx context.Context, shard uint32, put func([]byte) error) error
 }

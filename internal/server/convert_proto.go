@@ -48,6 +48,7 @@ var (
 	isolations        = newRESTEnum[assentv1.Isolation]("Isolation", assentv1.Isolation_name)
 	whens             = newRESTEnum[assentv1.When]("When", assentv1.When_name)
 	serviceStates     = newRESTEnum[assentv1.ServiceState]("ServiceState", assentv1.ServiceState_name)
+	nodeStates        = newRESTEnum[assentv1.NodeState]("NodeState", assentv1.NodeState_name)
 )
 
 // read is the REST name of a value that a client sent.

@@ -6,7 +6,7 @@ import (
 	"github.com/assent-tx/assent/internal/node"
 )
 
-// Coordinator is what the API needs of a node; *node.Node implements it.
+// Coordinator is what the API needs of a node; *cluster.Cluster implements it.
 //
 // A context that ends stops the waiting, not the transaction: Submit then
 // returns the current state of a transaction that is known to be durable, and
@@ -27,5 +27,10 @@ type Coordinator interface { //nolint:interfacebloat // one method for each meth
 	Heartbeat(ctx context.Context, id string) (node.Transaction, error)
 	Locks(ctx context.Context, q node.LockQuery) (node.LockPage, error)
 	Deadlocks(ctx context.Context) ([]node.Deadlock, error)
+	Cluster(ctx context.Context) (node.Cluster, error)
+	DrainMember(ctx context.Context, name string, draining bool) (node.Cluster, error)
+	RemoveMember(ctx context.Context, name string) (node.Cluster, error)
+	TransferShard(ctx context.Context, shard uint32, to string) (node.Cluster, error)
+	Backup(ctx context.Context) (*node.Backup, error)
 	Health() node.Health
 }

@@ -67,7 +67,15 @@ var bodies = map[string]struct {
 		PageSize  int    `json:"page_size"`
 		PageToken string `json:"page_token"`
 	}{}, nil},
-	"ListServicesRequest": {struct{}{}, nil},
+	"GetClusterRequest":    {struct{}{}, nil},
+	"DrainNodeRequest":     {struct{}{}, []string{"name"}},
+	"UndrainNodeRequest":   {struct{}{}, []string{"name"}},
+	"RemoveNodeRequest":    {struct{}{}, []string{"name"}},
+	"TransferShardRequest": {TransferBody{}, []string{"shard"}},
+	"Cluster":              {Cluster{}, nil},
+	"ClusterNode":          {ClusterNode{}, nil},
+	"ShardPlacement":       {ShardPlacement{}, nil},
+	"ListServicesRequest":  {struct{}{}, nil},
 	"ListTransactionsRequest": {struct {
 		State     string `json:"state"`
 		Service   string `json:"service"`

@@ -1,7 +1,11 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -27,6 +31,9 @@ type fake struct {
 	steps       []node.Step
 	commits     []node.WaitMode
 	lockQueries []node.LockQuery
+	moves       []string // of a cluster's administration
+	noLeader    bool
+	brokenPart  bool
 	submit      func(context.Context, node.Submission) (node.Transaction, error)
 	rollback    func(context.Context, string) (node.Transaction, error)
 	service     func(context.Context, string) (node.Service, error)
@@ -214,13 +221,83 @@ func (f *fake) Deadlocks(context.Context) ([]node.Deadlock, error) {
 	}}}, nil
 }
 
+// theCluster has every field set, and every state.
+func theCluster() node.Cluster {
+	a, b, c := "n1@0f3a0001", "n2@0f3a0002", "n3@0f3a0003"
+	return node.Cluster{
+		ID: "00112233445566778899aabbccddeeff", Incarnation: 2, Node: "n1",
+		Members: []node.Member{
+			{ID: a, Name: "n1", Peer: "127.0.0.1:7102", HTTP: "http://127.0.0.1:7070", GRPC: "127.0.0.1:7071", State: "up", Level: 2},
+			{ID: b, Name: "n2", Peer: "127.0.0.1:7202", HTTP: "http://127.0.0.1:7270", State: "down", Draining: true, Level: 2},
+			{ID: c, Name: "n3", State: "leaving", Level: 1},
+		},
+		Shards: []node.ShardReplicas{
+			{Shard: 0, Leader: a, Term: 1<<32 + 5, Voters: []string{a, b}, Learners: []string{c}},
+			{Shard: 1, Voters: []string{b}},
+		},
+	}
+}
+
+func (f *fake) move(format string, args ...any) (node.Cluster, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.noLeader {
+		e := reason.New(reason.NotReady, "try again", "shard 0 has no leader that this node reaches")
+		e.Details = map[string]string{"leader": "n2", "leader_http": "http://127.0.0.1:7270"}
+		return node.Cluster{}, e
+	}
+	f.moves = append(f.moves, fmt.Sprintf(format, args...))
+	return theCluster(), nil
+}
+
+func (f *fake) Cluster(context.Context) (node.Cluster, error) { return theCluster(), nil }
+
+func (f *fake) DrainMember(_ context.Context, name string, draining bool) (node.Cluster, error) {
+	if name == "n9" {
+		return node.Cluster{}, reason.New(reason.UnknownMember, "see assent cluster status", "the cluster has no node %q", name)
+	}
+	return f.move("drain %s %v", name, draining)
+}
+
+func (f *fake) RemoveMember(_ context.Context, name string) (node.Cluster, error) {
+	if name == "n1" {
+		return node.Cluster{}, reason.New(reason.MemberInUse, "let another node join first", "node %q is the last one", name)
+	}
+	return f.move("remove %s", name)
+}
+
+func (f *fake) TransferShard(_ context.Context, shard uint32, to string) (node.Cluster, error) {
+	return f.move("transfer %d %s", shard, to)
+}
+
+func (f *fake) Backup(context.Context) (*node.Backup, error) {
+	if f.noLeader {
+		return nil, reason.New(reason.NotReady, "try again", "shard 0 has no leader that this node reaches")
+	}
+	parts := [][]byte{[]byte("first"), bytes.Repeat([]byte("x"), 3<<20)}
+	return &node.Backup{
+		Cluster: theCluster().ID, Incarnation: 2, Sizes: []int64{5, 3 << 20},
+		Part: func(_ context.Context, shard uint32, put func([]byte) error) error {
+			if shard == 1 && f.brokenPart {
+				return errors.New("the leader is gone")
+			}
+			for piece := range slices.Chunk(parts[shard], 1<<20) {
+				if err := put(piece); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}, nil
+}
+
 func (f *fake) Health() node.Health {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.ready {
 		return node.Health{Message: "shard 0 has no leader here yet"}
 	}
-	return node.Health{Ready: true, Message: "ready", Shards: []node.ShardHealth{{Shard: 0, Leading: true, Term: 3, Applied: 17}}}
+	return node.Health{Ready: true, Message: "ready", Shards: []node.ShardHealth{{Shard: 0, Leading: true, Leader: "n1", Term: 3, Applied: 17}}}
 }
 
 func newServer(t testing.TB, f *fake, limits Limits) *Server {

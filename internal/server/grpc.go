@@ -18,7 +18,7 @@ import (
 	"github.com/assent-tx/assent/internal/reason"
 )
 
-// newGRPC makes the gRPC side: both services, health and reflection.
+// newGRPC makes the gRPC side: the services, health and reflection.
 func (s *Server) newGRPC() *grpc.Server {
 	g := grpc.NewServer(
 		grpc.UnaryInterceptor(s.unary()),
@@ -30,6 +30,7 @@ func (s *Server) newGRPC() *grpc.Server {
 	)
 	assentv1.RegisterTransactionServiceServer(g, &transactionService{s: s})
 	assentv1.RegisterRegistryServiceServer(g, &registryService{s: s})
+	assentv1.RegisterClusterServiceServer(g, &clusterService{s: s})
 	healthpb.RegisterHealthServer(g, &grpcHealth{s: s})
 	reflection.Register(g)
 	return g
@@ -43,7 +44,7 @@ func (s *Server) unary() grpc.UnaryServerInterceptor {
 	}
 	methods := map[string]method{}
 	for _, rt := range routes {
-		for _, desc := range []grpc.ServiceDesc{assentv1.TransactionService_ServiceDesc, assentv1.RegistryService_ServiceDesc} {
+		for _, desc := range []grpc.ServiceDesc{assentv1.TransactionService_ServiceDesc, assentv1.RegistryService_ServiceDesc, assentv1.ClusterService_ServiceDesc} {
 			for _, m := range desc.Methods {
 				if m.MethodName == rt.name {
 					methods["/"+desc.ServiceName+"/"+m.MethodName] = method{s.meters.of("grpc", rt.name), rt.work}

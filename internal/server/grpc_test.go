@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -105,8 +106,14 @@ func normal(key string, v any) any {
 				return err.Error()
 			}
 			return at.UTC().String()
+		case "incarnation", "term": // numbers in REST
+			n, err := strconv.ParseFloat(v, 64)
+			if err != nil {
+				return err.Error()
+			}
+			return n
 		case "state", "vote", "hazard", "isolation", "capabilities":
-			for _, prefix := range []string{"TRANSACTION_STATE_", "BRANCH_STATE_", "SERVICE_STATE_", "VOTE_", "OUTCOME_", "ISOLATION_", "CAPABILITY_"} {
+			for _, prefix := range []string{"TRANSACTION_STATE_", "BRANCH_STATE_", "SERVICE_STATE_", "NODE_STATE_", "VOTE_", "OUTCOME_", "ISOLATION_", "CAPABILITY_"} {
 				if rest, ok := strings.CutPrefix(v, prefix); ok {
 					return strings.ToLower(rest)
 				}
@@ -185,6 +192,8 @@ func TestBothProtocolsAnswerTheSame(t *testing.T) {
 	same("list locks", locks, err, "GET", "/v1/locks", "")
 	cycles, err := transactions.ListDeadlocks(ctx, &assentv1.ListDeadlocksRequest{})
 	same("list deadlocks", cycles, err, "GET", "/v1/deadlocks", "")
+	cluster, err := assentv1.NewClusterServiceClient(conn).GetCluster(ctx, &assentv1.GetClusterRequest{})
+	same("cluster", cluster, err, "GET", "/v1/cluster", "")
 }
 
 func dropResults(v any) {

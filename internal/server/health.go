@@ -44,7 +44,7 @@ func (s *Server) metricsPage() http.Handler {
 	return promhttp.HandlerFor(s.gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 5 * time.Second})
 }
 
-// grpcHealth is grpc.health.v1.Health: the empty service and both of ours are
+// grpcHealth is grpc.health.v1.Health: the empty service and all of ours are
 // serving while the node is ready.
 type grpcHealth struct {
 	healthpb.UnimplementedHealthServer
@@ -55,6 +55,7 @@ var healthServices = map[string]bool{
 	"": true,
 	assentv1.TransactionService_ServiceDesc.ServiceName: true,
 	assentv1.RegistryService_ServiceDesc.ServiceName:    true,
+	assentv1.ClusterService_ServiceDesc.ServiceName:     true,
 }
 
 func (g *grpcHealth) status() healthpb.HealthCheckResponse_ServingStatus {

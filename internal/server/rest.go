@@ -58,6 +58,11 @@ var routes = []route{
 	{name: "GetService", method: http.MethodGet, pattern: "/v1/services/{name}", serve: getService},
 	{name: "ListServices", method: http.MethodGet, pattern: "/v1/services", serve: listServices},
 	{name: "DeleteService", method: http.MethodDelete, pattern: "/v1/services/{name}", serve: deleteService},
+	{name: "GetCluster", method: http.MethodGet, pattern: "/v1/cluster", serve: getCluster},
+	{name: "DrainNode", method: http.MethodPost, pattern: "/v1/cluster/nodes/{name}:drain", serve: drainNode},
+	{name: "UndrainNode", method: http.MethodPost, pattern: "/v1/cluster/nodes/{name}:undrain", serve: undrainNode},
+	{name: "RemoveNode", method: http.MethodDelete, pattern: "/v1/cluster/nodes/{name}", serve: removeNode},
+	{name: "TransferShard", method: http.MethodPost, pattern: "/v1/cluster/shards/{shard}:transfer", serve: transferShard},
 }
 
 func submitTransaction(s *Server, ctx context.Context, r *request) (any, error) {
@@ -367,31 +372,93 @@ var (
 // shape of every other error.
 func (s *Server) newMux() http.Handler {
 	mux := http.NewServeMux()
-	allowed := map[string][]string{}
+	resources := map[string]*resource{} // by pattern, verbs cut off
+	add := func(method, pattern string, h http.Handler) {
+		base, verb, found := strings.Cut(pattern, "}:")
+		if found {
+			base += "}"
+		} else {
+			base = pattern
+		}
+		r := resources[base]
+		if r == nil {
+			r = newResource(base)
+			resources[base] = r
+			mux.HandleFunc(base, func(w http.ResponseWriter, req *http.Request) { s.serveResource(r, w, req) })
+		}
+		r.add(verb, method, h)
+	}
 	for _, rt := range routes {
-		mux.Handle(rt.method+" "+rt.pattern, s.handler(rt))
-		allowed[rt.pattern] = append(allowed[rt.pattern], rt.method)
+		add(rt.method, rt.pattern, s.handler(rt))
 	}
 	for pattern, h := range map[string]http.Handler{
 		"/healthz": http.HandlerFunc(s.healthz),
 		"/readyz":  http.HandlerFunc(s.readyz),
 		"/metrics": s.metricsPage(),
+		backupPath: s.backupHandler(),
 	} {
-		mux.Handle("GET "+pattern, h)
-		allowed[pattern] = []string{http.MethodGet}
+		add(http.MethodGet, pattern, h)
 	}
-	for pattern, methods := range allowed {
-		slices.Sort(methods)
-		allow := strings.Join(methods, ", ")
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Allow", allow)
-			p := problemOf(reason.New(reason.MethodNotAllowed, "use "+allow, "%s is not a method of %.200s", r.Method, r.URL.Path))
-			s.refuse(w, r, &p)
-		})
-	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		p := problemOf(reason.New(reason.NotFound, "the API is below /v1; docs/API.md lists its paths", "no such path: %.200s", r.URL.Path))
-		s.refuse(w, r, &p)
-	})
+	mux.HandleFunc("/", s.noSuchPath)
 	return mux
+}
+
+func (s *Server) noSuchPath(w http.ResponseWriter, r *http.Request) {
+	p := problemOf(reason.New(reason.NotFound, "the API is below /v1; docs/API.md lists its paths", "no such path: %.200s", r.URL.Path))
+	s.refuse(w, r, &p)
+}
+
+// resource is what is served at one pattern: methods, by the verb that may stand
+// behind the last segment: POST /v1/cluster/nodes/n1:drain.
+type resource struct {
+	last  string // name of the wildcard that a verb stands behind
+	verbs map[string]map[string]http.Handler
+}
+
+func newResource(pattern string) *resource {
+	last := ""
+	if strings.HasSuffix(pattern, "}") {
+		last = pattern[strings.LastIndexByte(pattern, '{')+1 : len(pattern)-1]
+	}
+	return &resource{last: last, verbs: map[string]map[string]http.Handler{}}
+}
+
+func (r *resource) add(verb, method string, h http.Handler) {
+	if r.verbs[verb] == nil {
+		r.verbs[verb] = map[string]http.Handler{}
+	}
+	r.verbs[verb][method] = h
+	if method == http.MethodGet {
+		r.verbs[verb][http.MethodHead] = h
+	}
+}
+
+func (s *Server) serveResource(rs *resource, w http.ResponseWriter, r *http.Request) {
+	methods := rs.verbs[""]
+	if i := strings.LastIndexByte(r.PathValue(rs.last), ':'); rs.last != "" && i >= 0 {
+		value := r.PathValue(rs.last)
+		if m := rs.verbs[value[i+1:]]; m != nil && i+1 < len(value) {
+			methods = m
+			r.SetPathValue(rs.last, value[:i])
+		}
+	}
+	if methods == nil {
+		s.noSuchPath(w, r)
+		return
+	}
+	if h := methods[r.Method]; h != nil {
+		h.ServeHTTP(w, r)
+		return
+	}
+	var allowed []string
+	for m := range methods {
+		if m != http.MethodHead {
+			allowed = append(allowed, m)
+		}
+	}
+	slices.Sort(allowed)
+	allow := strings.Join(allowed, ", ")
+	w.Header().Set("Allow", allow)
+	p := problemOf(reason.New(reason.MethodNotAllowed, "use "+allow, "%s is not a method of %.200s", r.Method, r.URL.Path))
+	s.refuse(w, r, &p)
 }

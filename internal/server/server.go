@@ -21,6 +21,7 @@ type Config struct {
 	Registerer  prometheus.Registerer // for the requests' meters
 	Gatherer    prometheus.Gatherer   // what /metrics shows
 	Logger      *slog.Logger          // nil: slog.Default()
+	Version     string                // of the program; named in backups
 }
 
 // Server is the API of one node.
@@ -29,6 +30,7 @@ type Server struct {
 	limits      Limits
 	gatherer    prometheus.Gatherer
 	log         *slog.Logger
+	version     string
 	meters      *meters
 	admission   *admission
 	crossOrigin *http.CrossOriginProtection
@@ -46,7 +48,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Logger = slog.Default()
 	}
 	s := &Server{
-		coordinator: cfg.Coordinator, limits: cfg.Limits.withDefaults(), gatherer: cfg.Gatherer, log: cfg.Logger,
+		coordinator: cfg.Coordinator, limits: cfg.Limits.withDefaults(), gatherer: cfg.Gatherer, log: cfg.Logger, version: cfg.Version,
 		crossOrigin: http.NewCrossOriginProtection(),
 	}
 	s.admission = &admission{limits: &s.limits}

@@ -225,6 +225,7 @@ type HealthAnswer struct {
 type ShardHealth struct {
 	Shard   uint32 `json:"shard"`
 	Leading bool   `json:"leading"`
+	Leader  string `json:"leader,omitzero"`
 	Term    uint64 `json:"term"`
 	Applied uint64 `json:"applied"`
 	Open    int    `json:"open"`

@@ -1,7 +1,7 @@
 // Command openapi turns the document that protoc-gen-openapiv3 makes of the proto
 // file into the one that is true of the REST API, where it differs from the
-// canonical JSON mapping: payloads and results are any JSON, and enum values are
-// written in lower case without their prefix.
+// canonical JSON mapping: payloads and results are any JSON, enum values are
+// written in lower case without their prefix, and counters that stay small are numbers.
 //
 //	openapi generated.json published.json
 package main
@@ -30,6 +30,11 @@ func main() {
 	if anyJSON == 0 || enums == 0 {
 		fail(fmt.Errorf("found %d byte fields and %d enums to rewrite in %s: has the generator changed?", anyJSON, enums, os.Args[1]))
 	}
+	for schema, field := range map[string]string{"assent.v1.Cluster": "incarnation", "assent.v1.ShardPlacement": "term"} {
+		if err := number(doc, schema, field); err != nil {
+			fail(err)
+		}
+	}
 	doc["info"] = map[string]any{
 		"title":       "Assent",
 		"version":     "v1",
@@ -46,6 +51,20 @@ func main() {
 	if err := os.WriteFile(os.Args[2], out.Bytes(), 0o644); err != nil {
 		fail(err)
 	}
+}
+
+// number makes a 64-bit field a number: the canonical mapping says a string.
+func number(doc map[string]any, schema, field string) error {
+	at := doc
+	for _, name := range []string{"components", "schemas", schema, "properties", field} {
+		next, ok := at[name].(map[string]any)
+		if !ok {
+			return fmt.Errorf("no %s of %s in the document", field, schema)
+		}
+		at = next
+	}
+	at["type"] = "integer"
+	return nil
 }
 
 // rewrite walks the document and counts what it changed.

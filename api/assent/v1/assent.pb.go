@@ -7,10 +7,11 @@
 // Assent's API: atomic transactions over registered services.
 //
 // Every call exists as gRPC and as REST/JSON; the annotations name the REST
-// route. The REST forms differ from the canonical JSON mapping in four ways:
+// route. The REST forms differ from the canonical JSON mapping in five ways:
 // payloads and results are raw JSON instead of base64; an enum value is written
 // as its name without the prefix, in lower case ("committed"); durations are Go
-// durations ("5s", "250ms"); unknown fields are refused.
+// durations ("5s", "250ms"); a cluster's incarnation and a shard's term are
+// numbers; unknown fields are refused.
 
 package assentv1
 
@@ -646,6 +647,63 @@ func (x ServiceState) Number() protoreflect.EnumNumber {
 // Deprecated: Use ServiceState.Descriptor instead.
 func (ServiceState) EnumDescriptor() ([]byte, []int) {
 	return file_assent_v1_assent_proto_rawDescGZIP(), []int{9}
+}
+
+// How a node is.
+type NodeState int32
+
+const (
+	// Never answered.
+	NodeState_NODE_STATE_UNSPECIFIED NodeState = 0
+	// Heard of lately.
+	NodeState_NODE_STATE_UP NodeState = 1
+	// Not heard of lately.
+	NodeState_NODE_STATE_DOWN NodeState = 2
+	// Being removed.
+	NodeState_NODE_STATE_LEAVING NodeState = 3
+)
+
+// Enum value maps for NodeState.
+var (
+	NodeState_name = map[int32]string{
+		0: "NODE_STATE_UNSPECIFIED",
+		1: "NODE_STATE_UP",
+		2: "NODE_STATE_DOWN",
+		3: "NODE_STATE_LEAVING",
+	}
+	NodeState_value = map[string]int32{
+		"NODE_STATE_UNSPECIFIED": 0,
+		"NODE_STATE_UP":          1,
+		"NODE_STATE_DOWN":        2,
+		"NODE_STATE_LEAVING":     3,
+	}
+)
+
+func (x NodeState) Enum() *NodeState {
+	p := new(NodeState)
+	*p = x
+	return p
+}
+
+func (x NodeState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NodeState) Descriptor() protoreflect.EnumDescriptor {
+	return file_assent_v1_assent_proto_enumTypes[10].Descriptor()
+}
+
+func (NodeState) Type() protoreflect.EnumType {
+	return &file_assent_v1_assent_proto_enumTypes[10]
+}
+
+func (x NodeState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NodeState.Descriptor instead.
+func (NodeState) EnumDescriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{10}
 }
 
 // Body of a submission.
@@ -3215,6 +3273,518 @@ func (x *DeleteServiceRequest) GetName() string {
 	return ""
 }
 
+// Asks for the cluster.
+type GetClusterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetClusterRequest) Reset() {
+	*x = GetClusterRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetClusterRequest) ProtoMessage() {}
+
+func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetClusterRequest.ProtoReflect.Descriptor instead.
+func (*GetClusterRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{36}
+}
+
+// Names the node to drain.
+type DrainNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, or its member id.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *DrainNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Names the node that is drained no more.
+type UndrainNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, or its member id.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainNodeRequest) Reset() {
+	*x = UndrainNodeRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainNodeRequest) ProtoMessage() {}
+
+func (x *UndrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*UndrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *UndrainNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Names the node to remove.
+type RemoveNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, or its member id.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RemoveNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Names the shard that another node is to lead.
+type TransferShardRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From 0.
+	Shard uint32 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	// Name or member id of one of its voters. Absent: any other voter.
+	To            string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferShardRequest) Reset() {
+	*x = TransferShardRequest{}
+	mi := &file_assent_v1_assent_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferShardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferShardRequest) ProtoMessage() {}
+
+func (x *TransferShardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferShardRequest.ProtoReflect.Descriptor instead.
+func (*TransferShardRequest) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *TransferShardRequest) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *TransferShardRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+// The nodes that are one coordinator.
+type Cluster struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 32 hexadecimal digits, made with the cluster.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// 1, and one more each time the cluster is restored from a backup.
+	Incarnation uint64 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// Name of the node that answers.
+	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// How many shards there are.
+	Shards uint32 `protobuf:"varint,4,opt,name=shards,proto3" json:"shards,omitempty"`
+	// In the order of member ids.
+	Nodes []*ClusterNode `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// One for each shard, in order.
+	Placement     []*ShardPlacement `protobuf:"bytes,6,rep,name=placement,proto3" json:"placement,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cluster) Reset() {
+	*x = Cluster{}
+	mi := &file_assent_v1_assent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cluster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cluster) ProtoMessage() {}
+
+func (x *Cluster) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
+func (*Cluster) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Cluster) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Cluster) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *Cluster) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Cluster) GetShards() uint32 {
+	if x != nil {
+		return x.Shards
+	}
+	return 0
+}
+
+func (x *Cluster) GetNodes() []*ClusterNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Cluster) GetPlacement() []*ShardPlacement {
+	if x != nil {
+		return x.Placement
+	}
+	return nil
+}
+
+// A node of the cluster.
+type ClusterNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Member id: the name, "@", and digits made with the data directory.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// As --node says.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// host:port for the other nodes. Absent: the node is alone.
+	Peer string `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Base URL of its REST API. Absent: it has told none.
+	Http string `protobuf:"bytes,4,opt,name=http,proto3" json:"http,omitempty"`
+	// host:port of its gRPC API. Absent: it has none.
+	Grpc string `protobuf:"bytes,5,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	// As the node that answers sees it.
+	State NodeState `protobuf:"varint,6,opt,name=state,proto3,enum=assent.v1.NodeState" json:"state,omitempty"`
+	// It leads nothing if others can, and gets nothing new.
+	Draining bool `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	// Of the records that its version knows.
+	Level         uint32 `protobuf:"varint,8,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterNode) Reset() {
+	*x = ClusterNode{}
+	mi := &file_assent_v1_assent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterNode) ProtoMessage() {}
+
+func (x *ClusterNode) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterNode.ProtoReflect.Descriptor instead.
+func (*ClusterNode) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ClusterNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ClusterNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ClusterNode) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *ClusterNode) GetHttp() string {
+	if x != nil {
+		return x.Http
+	}
+	return ""
+}
+
+func (x *ClusterNode) GetGrpc() string {
+	if x != nil {
+		return x.Grpc
+	}
+	return ""
+}
+
+func (x *ClusterNode) GetState() NodeState {
+	if x != nil {
+		return x.State
+	}
+	return NodeState_NODE_STATE_UNSPECIFIED
+}
+
+func (x *ClusterNode) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *ClusterNode) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+// Where a shard is.
+type ShardPlacement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From 0.
+	Shard uint32 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	// Member id; absent in gRPC, empty in REST, while no leader is known.
+	Leader string `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Of the leader; rises with every election.
+	Term uint64 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	// Member ids of the replicas that vote.
+	Voters []string `protobuf:"bytes,4,rep,name=voters,proto3" json:"voters,omitempty"`
+	// Member ids of the replicas that only follow.
+	Learners      []string `protobuf:"bytes,5,rep,name=learners,proto3" json:"learners,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardPlacement) Reset() {
+	*x = ShardPlacement{}
+	mi := &file_assent_v1_assent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardPlacement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardPlacement) ProtoMessage() {}
+
+func (x *ShardPlacement) ProtoReflect() protoreflect.Message {
+	mi := &file_assent_v1_assent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardPlacement.ProtoReflect.Descriptor instead.
+func (*ShardPlacement) Descriptor() ([]byte, []int) {
+	return file_assent_v1_assent_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ShardPlacement) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *ShardPlacement) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *ShardPlacement) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *ShardPlacement) GetVoters() []string {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *ShardPlacement) GetLearners() []string {
+	if x != nil {
+		return x.Learners
+	}
+	return nil
+}
+
 var File_assent_v1_assent_proto protoreflect.FileDescriptor
 
 const file_assent_v1_assent_proto_rawDesc = "" +
@@ -3415,7 +3985,39 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x14ListServicesResponse\x12.\n" +
 	"\bservices\x18\x01 \x03(\v2\x12.assent.v1.ServiceR\bservices\"*\n" +
 	"\x14DeleteServiceRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name*<\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x13\n" +
+	"\x11GetClusterRequest\"&\n" +
+	"\x10DrainNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"(\n" +
+	"\x12UndrainNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"'\n" +
+	"\x11RemoveNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"<\n" +
+	"\x14TransferShardRequest\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\rR\x05shard\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\"\xd8\x01\n" +
+	"\aCluster\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
+	"\x06shards\x18\x04 \x01(\rR\x06shards\x12,\n" +
+	"\x05nodes\x18\x05 \x03(\v2\x16.assent.v1.ClusterNodeR\x05nodes\x127\n" +
+	"\tplacement\x18\x06 \x03(\v2\x19.assent.v1.ShardPlacementR\tplacement\"\xcb\x01\n" +
+	"\vClusterNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x12\n" +
+	"\x04http\x18\x04 \x01(\tR\x04http\x12\x12\n" +
+	"\x04grpc\x18\x05 \x01(\tR\x04grpc\x12*\n" +
+	"\x05state\x18\x06 \x01(\x0e2\x14.assent.v1.NodeStateR\x05state\x12\x1a\n" +
+	"\bdraining\x18\a \x01(\bR\bdraining\x12\x14\n" +
+	"\x05level\x18\b \x01(\rR\x05level\"\x86\x01\n" +
+	"\x0eShardPlacement\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\rR\x05shard\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x16\n" +
+	"\x06voters\x18\x04 \x03(\tR\x06voters\x12\x1a\n" +
+	"\blearners\x18\x05 \x03(\tR\blearners*<\n" +
 	"\x04When\x12\x14\n" +
 	"\x10WHEN_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fWHEN_PREPARE\x10\x01\x12\f\n" +
@@ -3478,7 +4080,12 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\x19SERVICE_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14SERVICE_STATE_ACTIVE\x10\x01\x12\x1a\n" +
 	"\x16SERVICE_STATE_DRAINING\x10\x02\x12\x19\n" +
-	"\x15SERVICE_STATE_REMOVED\x10\x032\x91\v\n" +
+	"\x15SERVICE_STATE_REMOVED\x10\x03*g\n" +
+	"\tNodeState\x12\x1a\n" +
+	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rNODE_STATE_UP\x10\x01\x12\x13\n" +
+	"\x0fNODE_STATE_DOWN\x10\x02\x12\x16\n" +
+	"\x12NODE_STATE_LEAVING\x10\x032\x91\v\n" +
 	"\x12TransactionService\x12m\n" +
 	"\x11SubmitTransaction\x12#.assent.v1.SubmitTransactionRequest\x1a\x16.assent.v1.Transaction\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/transactions\x12q\n" +
 	"\x10BeginTransaction\x12\".assent.v1.BeginTransactionRequest\x1a\x16.assent.v1.Transaction\"!\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/transactions:begin\x12\x88\x01\n" +
@@ -3498,7 +4105,15 @@ const file_assent_v1_assent_proto_rawDesc = "" +
 	"\n" +
 	"GetService\x12\x1c.assent.v1.GetServiceRequest\x1a\x12.assent.v1.Service\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/services/{name}\x12e\n" +
 	"\fListServices\x12\x1e.assent.v1.ListServicesRequest\x1a\x1f.assent.v1.ListServicesResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/services\x12a\n" +
-	"\rDeleteService\x12\x1f.assent.v1.DeleteServiceRequest\x1a\x12.assent.v1.Service\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/services/{name}B4Z2github.com/assent-tx/assent/api/assent/v1;assentv1b\x06proto3"
+	"\rDeleteService\x12\x1f.assent.v1.DeleteServiceRequest\x1a\x12.assent.v1.Service\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/services/{name}2\x8f\x04\n" +
+	"\x0eClusterService\x12S\n" +
+	"\n" +
+	"GetCluster\x12\x1c.assent.v1.GetClusterRequest\x1a\x12.assent.v1.Cluster\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/cluster\x12d\n" +
+	"\tDrainNode\x12\x1b.assent.v1.DrainNodeRequest\x1a\x12.assent.v1.Cluster\"&\x82\xd3\xe4\x93\x02 \"\x1e/v1/cluster/nodes/{name}:drain\x12j\n" +
+	"\vUndrainNode\x12\x1d.assent.v1.UndrainNodeRequest\x1a\x12.assent.v1.Cluster\"(\x82\xd3\xe4\x93\x02\"\" /v1/cluster/nodes/{name}:undrain\x12`\n" +
+	"\n" +
+	"RemoveNode\x12\x1c.assent.v1.RemoveNodeRequest\x1a\x12.assent.v1.Cluster\" \x82\xd3\xe4\x93\x02\x1a*\x18/v1/cluster/nodes/{name}\x12t\n" +
+	"\rTransferShard\x12\x1f.assent.v1.TransferShardRequest\x1a\x12.assent.v1.Cluster\".\x82\xd3\xe4\x93\x02(:\x01*\"#/v1/cluster/shards/{shard}:transferB4Z2github.com/assent-tx/assent/api/assent/v1;assentv1b\x06proto3"
 
 var (
 	file_assent_v1_assent_proto_rawDescOnce sync.Once
@@ -3512,8 +4127,8 @@ func file_assent_v1_assent_proto_rawDescGZIP() []byte {
 	return file_assent_v1_assent_proto_rawDescData
 }
 
-var file_assent_v1_assent_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_assent_v1_assent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_assent_v1_assent_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_assent_v1_assent_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_assent_v1_assent_proto_goTypes = []any{
 	(When)(0),                           // 0: assent.v1.When
 	(LockMode)(0),                       // 1: assent.v1.LockMode
@@ -3525,135 +4140,157 @@ var file_assent_v1_assent_proto_goTypes = []any{
 	(Capability)(0),                     // 7: assent.v1.Capability
 	(Isolation)(0),                      // 8: assent.v1.Isolation
 	(ServiceState)(0),                   // 9: assent.v1.ServiceState
-	(*SubmitTransactionRequest)(nil),    // 10: assent.v1.SubmitTransactionRequest
-	(*BeginTransactionRequest)(nil),     // 11: assent.v1.BeginTransactionRequest
-	(*EnlistOperationsRequest)(nil),     // 12: assent.v1.EnlistOperationsRequest
-	(*StepOperation)(nil),               // 13: assent.v1.StepOperation
-	(*ServiceLock)(nil),                 // 14: assent.v1.ServiceLock
-	(*EnlistOperationsResponse)(nil),    // 15: assent.v1.EnlistOperationsResponse
-	(*AcquireLocksRequest)(nil),         // 16: assent.v1.AcquireLocksRequest
-	(*CommitTransactionRequest)(nil),    // 17: assent.v1.CommitTransactionRequest
-	(*HeartbeatTransactionRequest)(nil), // 18: assent.v1.HeartbeatTransactionRequest
-	(*ListLocksRequest)(nil),            // 19: assent.v1.ListLocksRequest
-	(*ListLocksResponse)(nil),           // 20: assent.v1.ListLocksResponse
-	(*LockInfo)(nil),                    // 21: assent.v1.LockInfo
-	(*LockOwner)(nil),                   // 22: assent.v1.LockOwner
-	(*ListDeadlocksRequest)(nil),        // 23: assent.v1.ListDeadlocksRequest
-	(*ListDeadlocksResponse)(nil),       // 24: assent.v1.ListDeadlocksResponse
-	(*Deadlock)(nil),                    // 25: assent.v1.Deadlock
-	(*DeadlockWait)(nil),                // 26: assent.v1.DeadlockWait
-	(*Operation)(nil),                   // 27: assent.v1.Operation
-	(*Lock)(nil),                        // 28: assent.v1.Lock
-	(*GetTransactionRequest)(nil),       // 29: assent.v1.GetTransactionRequest
-	(*ListTransactionsRequest)(nil),     // 30: assent.v1.ListTransactionsRequest
-	(*ListTransactionsResponse)(nil),    // 31: assent.v1.ListTransactionsResponse
-	(*RollbackTransactionRequest)(nil),  // 32: assent.v1.RollbackTransactionRequest
-	(*ResolveTransactionRequest)(nil),   // 33: assent.v1.ResolveTransactionRequest
-	(*Transaction)(nil),                 // 34: assent.v1.Transaction
-	(*Abort)(nil),                       // 35: assent.v1.Abort
-	(*Branch)(nil),                      // 36: assent.v1.Branch
-	(*LockWait)(nil),                    // 37: assent.v1.LockWait
-	(*PutServiceRequest)(nil),           // 38: assent.v1.PutServiceRequest
-	(*HttpEndpoints)(nil),               // 39: assent.v1.HttpEndpoints
-	(*ServiceLimits)(nil),               // 40: assent.v1.ServiceLimits
-	(*Service)(nil),                     // 41: assent.v1.Service
-	(*GetServiceRequest)(nil),           // 42: assent.v1.GetServiceRequest
-	(*ListServicesRequest)(nil),         // 43: assent.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),        // 44: assent.v1.ListServicesResponse
-	(*DeleteServiceRequest)(nil),        // 45: assent.v1.DeleteServiceRequest
-	(*durationpb.Duration)(nil),         // 46: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),       // 47: google.protobuf.Timestamp
+	(NodeState)(0),                      // 10: assent.v1.NodeState
+	(*SubmitTransactionRequest)(nil),    // 11: assent.v1.SubmitTransactionRequest
+	(*BeginTransactionRequest)(nil),     // 12: assent.v1.BeginTransactionRequest
+	(*EnlistOperationsRequest)(nil),     // 13: assent.v1.EnlistOperationsRequest
+	(*StepOperation)(nil),               // 14: assent.v1.StepOperation
+	(*ServiceLock)(nil),                 // 15: assent.v1.ServiceLock
+	(*EnlistOperationsResponse)(nil),    // 16: assent.v1.EnlistOperationsResponse
+	(*AcquireLocksRequest)(nil),         // 17: assent.v1.AcquireLocksRequest
+	(*CommitTransactionRequest)(nil),    // 18: assent.v1.CommitTransactionRequest
+	(*HeartbeatTransactionRequest)(nil), // 19: assent.v1.HeartbeatTransactionRequest
+	(*ListLocksRequest)(nil),            // 20: assent.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),           // 21: assent.v1.ListLocksResponse
+	(*LockInfo)(nil),                    // 22: assent.v1.LockInfo
+	(*LockOwner)(nil),                   // 23: assent.v1.LockOwner
+	(*ListDeadlocksRequest)(nil),        // 24: assent.v1.ListDeadlocksRequest
+	(*ListDeadlocksResponse)(nil),       // 25: assent.v1.ListDeadlocksResponse
+	(*Deadlock)(nil),                    // 26: assent.v1.Deadlock
+	(*DeadlockWait)(nil),                // 27: assent.v1.DeadlockWait
+	(*Operation)(nil),                   // 28: assent.v1.Operation
+	(*Lock)(nil),                        // 29: assent.v1.Lock
+	(*GetTransactionRequest)(nil),       // 30: assent.v1.GetTransactionRequest
+	(*ListTransactionsRequest)(nil),     // 31: assent.v1.ListTransactionsRequest
+	(*ListTransactionsResponse)(nil),    // 32: assent.v1.ListTransactionsResponse
+	(*RollbackTransactionRequest)(nil),  // 33: assent.v1.RollbackTransactionRequest
+	(*ResolveTransactionRequest)(nil),   // 34: assent.v1.ResolveTransactionRequest
+	(*Transaction)(nil),                 // 35: assent.v1.Transaction
+	(*Abort)(nil),                       // 36: assent.v1.Abort
+	(*Branch)(nil),                      // 37: assent.v1.Branch
+	(*LockWait)(nil),                    // 38: assent.v1.LockWait
+	(*PutServiceRequest)(nil),           // 39: assent.v1.PutServiceRequest
+	(*HttpEndpoints)(nil),               // 40: assent.v1.HttpEndpoints
+	(*ServiceLimits)(nil),               // 41: assent.v1.ServiceLimits
+	(*Service)(nil),                     // 42: assent.v1.Service
+	(*GetServiceRequest)(nil),           // 43: assent.v1.GetServiceRequest
+	(*ListServicesRequest)(nil),         // 44: assent.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),        // 45: assent.v1.ListServicesResponse
+	(*DeleteServiceRequest)(nil),        // 46: assent.v1.DeleteServiceRequest
+	(*GetClusterRequest)(nil),           // 47: assent.v1.GetClusterRequest
+	(*DrainNodeRequest)(nil),            // 48: assent.v1.DrainNodeRequest
+	(*UndrainNodeRequest)(nil),          // 49: assent.v1.UndrainNodeRequest
+	(*RemoveNodeRequest)(nil),           // 50: assent.v1.RemoveNodeRequest
+	(*TransferShardRequest)(nil),        // 51: assent.v1.TransferShardRequest
+	(*Cluster)(nil),                     // 52: assent.v1.Cluster
+	(*ClusterNode)(nil),                 // 53: assent.v1.ClusterNode
+	(*ShardPlacement)(nil),              // 54: assent.v1.ShardPlacement
+	(*durationpb.Duration)(nil),         // 55: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 56: google.protobuf.Timestamp
 }
 var file_assent_v1_assent_proto_depIdxs = []int32{
-	27, // 0: assent.v1.SubmitTransactionRequest.operations:type_name -> assent.v1.Operation
-	46, // 1: assent.v1.SubmitTransactionRequest.timeout:type_name -> google.protobuf.Duration
+	28, // 0: assent.v1.SubmitTransactionRequest.operations:type_name -> assent.v1.Operation
+	55, // 1: assent.v1.SubmitTransactionRequest.timeout:type_name -> google.protobuf.Duration
 	2,  // 2: assent.v1.SubmitTransactionRequest.wait:type_name -> assent.v1.WaitMode
-	46, // 3: assent.v1.BeginTransactionRequest.timeout:type_name -> google.protobuf.Duration
-	46, // 4: assent.v1.BeginTransactionRequest.idle_timeout:type_name -> google.protobuf.Duration
-	13, // 5: assent.v1.EnlistOperationsRequest.operations:type_name -> assent.v1.StepOperation
-	14, // 6: assent.v1.EnlistOperationsRequest.locks:type_name -> assent.v1.ServiceLock
-	28, // 7: assent.v1.StepOperation.locks:type_name -> assent.v1.Lock
+	55, // 3: assent.v1.BeginTransactionRequest.timeout:type_name -> google.protobuf.Duration
+	55, // 4: assent.v1.BeginTransactionRequest.idle_timeout:type_name -> google.protobuf.Duration
+	14, // 5: assent.v1.EnlistOperationsRequest.operations:type_name -> assent.v1.StepOperation
+	15, // 6: assent.v1.EnlistOperationsRequest.locks:type_name -> assent.v1.ServiceLock
+	29, // 7: assent.v1.StepOperation.locks:type_name -> assent.v1.Lock
 	0,  // 8: assent.v1.StepOperation.when:type_name -> assent.v1.When
 	1,  // 9: assent.v1.ServiceLock.mode:type_name -> assent.v1.LockMode
-	34, // 10: assent.v1.EnlistOperationsResponse.transaction:type_name -> assent.v1.Transaction
-	14, // 11: assent.v1.AcquireLocksRequest.locks:type_name -> assent.v1.ServiceLock
+	35, // 10: assent.v1.EnlistOperationsResponse.transaction:type_name -> assent.v1.Transaction
+	15, // 11: assent.v1.AcquireLocksRequest.locks:type_name -> assent.v1.ServiceLock
 	2,  // 12: assent.v1.CommitTransactionRequest.wait:type_name -> assent.v1.WaitMode
-	21, // 13: assent.v1.ListLocksResponse.locks:type_name -> assent.v1.LockInfo
-	22, // 14: assent.v1.LockInfo.holders:type_name -> assent.v1.LockOwner
-	22, // 15: assent.v1.LockInfo.waiters:type_name -> assent.v1.LockOwner
-	47, // 16: assent.v1.LockOwner.age:type_name -> google.protobuf.Timestamp
-	47, // 17: assent.v1.LockOwner.since:type_name -> google.protobuf.Timestamp
-	25, // 18: assent.v1.ListDeadlocksResponse.deadlocks:type_name -> assent.v1.Deadlock
-	47, // 19: assent.v1.Deadlock.at:type_name -> google.protobuf.Timestamp
-	26, // 20: assent.v1.Deadlock.cycle:type_name -> assent.v1.DeadlockWait
-	28, // 21: assent.v1.Operation.locks:type_name -> assent.v1.Lock
+	22, // 13: assent.v1.ListLocksResponse.locks:type_name -> assent.v1.LockInfo
+	23, // 14: assent.v1.LockInfo.holders:type_name -> assent.v1.LockOwner
+	23, // 15: assent.v1.LockInfo.waiters:type_name -> assent.v1.LockOwner
+	56, // 16: assent.v1.LockOwner.age:type_name -> google.protobuf.Timestamp
+	56, // 17: assent.v1.LockOwner.since:type_name -> google.protobuf.Timestamp
+	26, // 18: assent.v1.ListDeadlocksResponse.deadlocks:type_name -> assent.v1.Deadlock
+	56, // 19: assent.v1.Deadlock.at:type_name -> google.protobuf.Timestamp
+	27, // 20: assent.v1.Deadlock.cycle:type_name -> assent.v1.DeadlockWait
+	29, // 21: assent.v1.Operation.locks:type_name -> assent.v1.Lock
 	1,  // 22: assent.v1.Lock.mode:type_name -> assent.v1.LockMode
-	34, // 23: assent.v1.ListTransactionsResponse.transactions:type_name -> assent.v1.Transaction
+	35, // 23: assent.v1.ListTransactionsResponse.transactions:type_name -> assent.v1.Transaction
 	3,  // 24: assent.v1.Transaction.state:type_name -> assent.v1.TransactionState
-	35, // 25: assent.v1.Transaction.abort:type_name -> assent.v1.Abort
-	36, // 26: assent.v1.Transaction.branches:type_name -> assent.v1.Branch
-	46, // 27: assent.v1.Transaction.timeout:type_name -> google.protobuf.Duration
-	37, // 28: assent.v1.Transaction.waits_for:type_name -> assent.v1.LockWait
-	47, // 29: assent.v1.Transaction.began_at:type_name -> google.protobuf.Timestamp
-	47, // 30: assent.v1.Transaction.granted_at:type_name -> google.protobuf.Timestamp
-	47, // 31: assent.v1.Transaction.decided_at:type_name -> google.protobuf.Timestamp
-	47, // 32: assent.v1.Transaction.ended_at:type_name -> google.protobuf.Timestamp
-	46, // 33: assent.v1.Transaction.idle_timeout:type_name -> google.protobuf.Duration
-	47, // 34: assent.v1.Transaction.age:type_name -> google.protobuf.Timestamp
+	36, // 25: assent.v1.Transaction.abort:type_name -> assent.v1.Abort
+	37, // 26: assent.v1.Transaction.branches:type_name -> assent.v1.Branch
+	55, // 27: assent.v1.Transaction.timeout:type_name -> google.protobuf.Duration
+	38, // 28: assent.v1.Transaction.waits_for:type_name -> assent.v1.LockWait
+	56, // 29: assent.v1.Transaction.began_at:type_name -> google.protobuf.Timestamp
+	56, // 30: assent.v1.Transaction.granted_at:type_name -> google.protobuf.Timestamp
+	56, // 31: assent.v1.Transaction.decided_at:type_name -> google.protobuf.Timestamp
+	56, // 32: assent.v1.Transaction.ended_at:type_name -> google.protobuf.Timestamp
+	55, // 33: assent.v1.Transaction.idle_timeout:type_name -> google.protobuf.Duration
+	56, // 34: assent.v1.Transaction.age:type_name -> google.protobuf.Timestamp
 	4,  // 35: assent.v1.Branch.state:type_name -> assent.v1.BranchState
 	5,  // 36: assent.v1.Branch.vote:type_name -> assent.v1.Vote
 	6,  // 37: assent.v1.Branch.hazard:type_name -> assent.v1.Outcome
-	39, // 38: assent.v1.PutServiceRequest.http:type_name -> assent.v1.HttpEndpoints
+	40, // 38: assent.v1.PutServiceRequest.http:type_name -> assent.v1.HttpEndpoints
 	7,  // 39: assent.v1.PutServiceRequest.capabilities:type_name -> assent.v1.Capability
 	8,  // 40: assent.v1.PutServiceRequest.isolation:type_name -> assent.v1.Isolation
-	40, // 41: assent.v1.PutServiceRequest.limits:type_name -> assent.v1.ServiceLimits
-	46, // 42: assent.v1.ServiceLimits.prepare_timeout:type_name -> google.protobuf.Duration
-	46, // 43: assent.v1.ServiceLimits.finish_timeout:type_name -> google.protobuf.Duration
-	39, // 44: assent.v1.Service.http:type_name -> assent.v1.HttpEndpoints
+	41, // 41: assent.v1.PutServiceRequest.limits:type_name -> assent.v1.ServiceLimits
+	55, // 42: assent.v1.ServiceLimits.prepare_timeout:type_name -> google.protobuf.Duration
+	55, // 43: assent.v1.ServiceLimits.finish_timeout:type_name -> google.protobuf.Duration
+	40, // 44: assent.v1.Service.http:type_name -> assent.v1.HttpEndpoints
 	7,  // 45: assent.v1.Service.capabilities:type_name -> assent.v1.Capability
 	8,  // 46: assent.v1.Service.isolation:type_name -> assent.v1.Isolation
-	40, // 47: assent.v1.Service.limits:type_name -> assent.v1.ServiceLimits
+	41, // 47: assent.v1.Service.limits:type_name -> assent.v1.ServiceLimits
 	9,  // 48: assent.v1.Service.state:type_name -> assent.v1.ServiceState
-	47, // 49: assent.v1.Service.registered_at:type_name -> google.protobuf.Timestamp
-	47, // 50: assent.v1.Service.updated_at:type_name -> google.protobuf.Timestamp
-	41, // 51: assent.v1.ListServicesResponse.services:type_name -> assent.v1.Service
-	10, // 52: assent.v1.TransactionService.SubmitTransaction:input_type -> assent.v1.SubmitTransactionRequest
-	11, // 53: assent.v1.TransactionService.BeginTransaction:input_type -> assent.v1.BeginTransactionRequest
-	12, // 54: assent.v1.TransactionService.EnlistOperations:input_type -> assent.v1.EnlistOperationsRequest
-	16, // 55: assent.v1.TransactionService.AcquireLocks:input_type -> assent.v1.AcquireLocksRequest
-	17, // 56: assent.v1.TransactionService.CommitTransaction:input_type -> assent.v1.CommitTransactionRequest
-	18, // 57: assent.v1.TransactionService.HeartbeatTransaction:input_type -> assent.v1.HeartbeatTransactionRequest
-	19, // 58: assent.v1.TransactionService.ListLocks:input_type -> assent.v1.ListLocksRequest
-	23, // 59: assent.v1.TransactionService.ListDeadlocks:input_type -> assent.v1.ListDeadlocksRequest
-	29, // 60: assent.v1.TransactionService.GetTransaction:input_type -> assent.v1.GetTransactionRequest
-	30, // 61: assent.v1.TransactionService.ListTransactions:input_type -> assent.v1.ListTransactionsRequest
-	32, // 62: assent.v1.TransactionService.RollbackTransaction:input_type -> assent.v1.RollbackTransactionRequest
-	33, // 63: assent.v1.TransactionService.ResolveTransaction:input_type -> assent.v1.ResolveTransactionRequest
-	38, // 64: assent.v1.RegistryService.PutService:input_type -> assent.v1.PutServiceRequest
-	42, // 65: assent.v1.RegistryService.GetService:input_type -> assent.v1.GetServiceRequest
-	43, // 66: assent.v1.RegistryService.ListServices:input_type -> assent.v1.ListServicesRequest
-	45, // 67: assent.v1.RegistryService.DeleteService:input_type -> assent.v1.DeleteServiceRequest
-	34, // 68: assent.v1.TransactionService.SubmitTransaction:output_type -> assent.v1.Transaction
-	34, // 69: assent.v1.TransactionService.BeginTransaction:output_type -> assent.v1.Transaction
-	15, // 70: assent.v1.TransactionService.EnlistOperations:output_type -> assent.v1.EnlistOperationsResponse
-	34, // 71: assent.v1.TransactionService.AcquireLocks:output_type -> assent.v1.Transaction
-	34, // 72: assent.v1.TransactionService.CommitTransaction:output_type -> assent.v1.Transaction
-	34, // 73: assent.v1.TransactionService.HeartbeatTransaction:output_type -> assent.v1.Transaction
-	20, // 74: assent.v1.TransactionService.ListLocks:output_type -> assent.v1.ListLocksResponse
-	24, // 75: assent.v1.TransactionService.ListDeadlocks:output_type -> assent.v1.ListDeadlocksResponse
-	34, // 76: assent.v1.TransactionService.GetTransaction:output_type -> assent.v1.Transaction
-	31, // 77: assent.v1.TransactionService.ListTransactions:output_type -> assent.v1.ListTransactionsResponse
-	34, // 78: assent.v1.TransactionService.RollbackTransaction:output_type -> assent.v1.Transaction
-	34, // 79: assent.v1.TransactionService.ResolveTransaction:output_type -> assent.v1.Transaction
-	41, // 80: assent.v1.RegistryService.PutService:output_type -> assent.v1.Service
-	41, // 81: assent.v1.RegistryService.GetService:output_type -> assent.v1.Service
-	44, // 82: assent.v1.RegistryService.ListServices:output_type -> assent.v1.ListServicesResponse
-	41, // 83: assent.v1.RegistryService.DeleteService:output_type -> assent.v1.Service
-	68, // [68:84] is the sub-list for method output_type
-	52, // [52:68] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	56, // 49: assent.v1.Service.registered_at:type_name -> google.protobuf.Timestamp
+	56, // 50: assent.v1.Service.updated_at:type_name -> google.protobuf.Timestamp
+	42, // 51: assent.v1.ListServicesResponse.services:type_name -> assent.v1.Service
+	53, // 52: assent.v1.Cluster.nodes:type_name -> assent.v1.ClusterNode
+	54, // 53: assent.v1.Cluster.placement:type_name -> assent.v1.ShardPlacement
+	10, // 54: assent.v1.ClusterNode.state:type_name -> assent.v1.NodeState
+	11, // 55: assent.v1.TransactionService.SubmitTransaction:input_type -> assent.v1.SubmitTransactionRequest
+	12, // 56: assent.v1.TransactionService.BeginTransaction:input_type -> assent.v1.BeginTransactionRequest
+	13, // 57: assent.v1.TransactionService.EnlistOperations:input_type -> assent.v1.EnlistOperationsRequest
+	17, // 58: assent.v1.TransactionService.AcquireLocks:input_type -> assent.v1.AcquireLocksRequest
+	18, // 59: assent.v1.TransactionService.CommitTransaction:input_type -> assent.v1.CommitTransactionRequest
+	19, // 60: assent.v1.TransactionService.HeartbeatTransaction:input_type -> assent.v1.HeartbeatTransactionRequest
+	20, // 61: assent.v1.TransactionService.ListLocks:input_type -> assent.v1.ListLocksRequest
+	24, // 62: assent.v1.TransactionService.ListDeadlocks:input_type -> assent.v1.ListDeadlocksRequest
+	30, // 63: assent.v1.TransactionService.GetTransaction:input_type -> assent.v1.GetTransactionRequest
+	31, // 64: assent.v1.TransactionService.ListTransactions:input_type -> assent.v1.ListTransactionsRequest
+	33, // 65: assent.v1.TransactionService.RollbackTransaction:input_type -> assent.v1.RollbackTransactionRequest
+	34, // 66: assent.v1.TransactionService.ResolveTransaction:input_type -> assent.v1.ResolveTransactionRequest
+	39, // 67: assent.v1.RegistryService.PutService:input_type -> assent.v1.PutServiceRequest
+	43, // 68: assent.v1.RegistryService.GetService:input_type -> assent.v1.GetServiceRequest
+	44, // 69: assent.v1.RegistryService.ListServices:input_type -> assent.v1.ListServicesRequest
+	46, // 70: assent.v1.RegistryService.DeleteService:input_type -> assent.v1.DeleteServiceRequest
+	47, // 71: assent.v1.ClusterService.GetCluster:input_type -> assent.v1.GetClusterRequest
+	48, // 72: assent.v1.ClusterService.DrainNode:input_type -> assent.v1.DrainNodeRequest
+	49, // 73: assent.v1.ClusterService.UndrainNode:input_type -> assent.v1.UndrainNodeRequest
+	50, // 74: assent.v1.ClusterService.RemoveNode:input_type -> assent.v1.RemoveNodeRequest
+	51, // 75: assent.v1.ClusterService.TransferShard:input_type -> assent.v1.TransferShardRequest
+	35, // 76: assent.v1.TransactionService.SubmitTransaction:output_type -> assent.v1.Transaction
+	35, // 77: assent.v1.TransactionService.BeginTransaction:output_type -> assent.v1.Transaction
+	16, // 78: assent.v1.TransactionService.EnlistOperations:output_type -> assent.v1.EnlistOperationsResponse
+	35, // 79: assent.v1.TransactionService.AcquireLocks:output_type -> assent.v1.Transaction
+	35, // 80: assent.v1.TransactionService.CommitTransaction:output_type -> assent.v1.Transaction
+	35, // 81: assent.v1.TransactionService.HeartbeatTransaction:output_type -> assent.v1.Transaction
+	21, // 82: assent.v1.TransactionService.ListLocks:output_type -> assent.v1.ListLocksResponse
+	25, // 83: assent.v1.TransactionService.ListDeadlocks:output_type -> assent.v1.ListDeadlocksResponse
+	35, // 84: assent.v1.TransactionService.GetTransaction:output_type -> assent.v1.Transaction
+	32, // 85: assent.v1.TransactionService.ListTransactions:output_type -> assent.v1.ListTransactionsResponse
+	35, // 86: assent.v1.TransactionService.RollbackTransaction:output_type -> assent.v1.Transaction
+	35, // 87: assent.v1.TransactionService.ResolveTransaction:output_type -> assent.v1.Transaction
+	42, // 88: assent.v1.RegistryService.PutService:output_type -> assent.v1.Service
+	42, // 89: assent.v1.RegistryService.GetService:output_type -> assent.v1.Service
+	45, // 90: assent.v1.RegistryService.ListServices:output_type -> assent.v1.ListServicesResponse
+	42, // 91: assent.v1.RegistryService.DeleteService:output_type -> assent.v1.Service
+	52, // 92: assent.v1.ClusterService.GetCluster:output_type -> assent.v1.Cluster
+	52, // 93: assent.v1.ClusterService.DrainNode:output_type -> assent.v1.Cluster
+	52, // 94: assent.v1.ClusterService.UndrainNode:output_type -> assent.v1.Cluster
+	52, // 95: assent.v1.ClusterService.RemoveNode:output_type -> assent.v1.Cluster
+	52, // 96: assent.v1.ClusterService.TransferShard:output_type -> assent.v1.Cluster
+	76, // [76:97] is the sub-list for method output_type
+	55, // [55:76] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_assent_v1_assent_proto_init() }
@@ -3666,10 +4303,10 @@ func file_assent_v1_assent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assent_v1_assent_proto_rawDesc), len(file_assent_v1_assent_proto_rawDesc)),
-			NumEnums:      10,
-			NumMessages:   36,
+			NumEnums:      11,
+			NumMessages:   44,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_assent_v1_assent_proto_goTypes,
 		DependencyIndexes: file_assent_v1_assent_proto_depIdxs,
