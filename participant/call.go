@@ -122,7 +122,8 @@ type Resource interface {
 
 // Errors of a Resource with a meaning of their own.
 var (
-	// ErrStale is a call older than one already seen for its branch.
+	// ErrStale is a call older than one already seen for its branch, or of a coordinator
+	// that one restored from a backup has replaced.
 	ErrStale = errors.New("stale call")
 	// ErrOverloaded is a call refused by a limit, to be made again later.
 	ErrOverloaded = errors.New("overloaded")

@@ -67,6 +67,9 @@ func (p *Participant) Execute(ctx context.Context, c *Call) (Execution, error) {
 			return Execution{}, err
 		}
 	}
+	if err := p.current(ctx, c); err != nil {
+		return Execution{}, err
+	}
 	p.forget.note(c)
 	b, err := p.open.enter(ctx, c, false)
 	if err != nil {

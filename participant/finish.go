@@ -16,6 +16,9 @@ func (p *Participant) Finish(ctx context.Context, c *Call) (Outcome, error) {
 			return "", err
 		}
 	}
+	if err := p.current(ctx, c); err != nil {
+		return "", err
+	}
 	p.forget.note(c) // not before: another cluster's says nothing here
 	if p.executor != nil && (c.Phase == PhaseRollback || p.open.has(c)) {
 		b, err := p.open.enter(ctx, c, c.Phase == PhaseRollback)

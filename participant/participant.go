@@ -58,6 +58,8 @@ type Participant struct {
 	writer   chan struct{} // nil, or the one write transaction of this process
 	forget   forgetter
 
+	incarnations incarnations
+
 	working     transacting // local transactions that run the service's work
 	bookkeeping transacting // those that do not
 }

@@ -85,6 +85,9 @@ func (n *native) prepare(ctx context.Context, c *Call) (Vote, error) {
 	if err := n.bind(ctx, c); err != nil {
 		return Vote{}, err
 	}
+	if err := n.p.current(ctx, c); err != nil {
+		return Vote{}, err
+	}
 	if n.held.has(c) { // most likely still prepared: do not wait for its row
 		if v, found, err := n.repeat(ctx, c); err != nil || found {
 			return v, err

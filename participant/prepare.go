@@ -19,6 +19,9 @@ func (p *Participant) Prepare(ctx context.Context, c *Call) (Vote, error) {
 	if p.native != nil {
 		return p.native.prepare(ctx, c)
 	}
+	if err := p.current(ctx, c); err != nil {
+		return Vote{}, err
+	}
 	return p.prepare(ctx, c, nil)
 }
 
