@@ -21,6 +21,8 @@ type cli struct {
 	Locks     locksCmd     `cmd:"" help:"Show who holds and who waits for which keys."`
 	Deadlocks deadlocksCmd `cmd:"" help:"Show the latest deadlocks and who gave way."`
 	Cluster   clusterCmd   `cmd:"" help:"Show the nodes of the cluster, and move what they hold."`
+	Backup    backupCmd    `cmd:"" help:"Write the state of the whole cluster to a file."`
+	Restore   restoreCmd   `cmd:"" help:"Begin a cluster anew from a backup."`
 	Demo      demoCmd      `cmd:"" help:"See it work: transfers, kills, an audit. Nothing to install."`
 	Ledger    ledgerCmd    `cmd:"" help:"Run an example service."`
 	Agent     agentCmd     `cmd:"" help:"Dress a database as a participant."`
