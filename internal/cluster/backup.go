@@ -1,11 +1,11 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +22,8 @@ const (
 	backupPieceBytes = 4 << 20
 	// backupKept is how long a leader keeps what it captured after it was last asked for.
 	backupKept = time.Minute
+	// backupReleased bounds how long is tried to tell it that it need not.
+	backupReleased = 2 * time.Second
 )
 
 // captured are the parts that this node keeps: of one backup at a time.
@@ -37,6 +39,7 @@ type backupAsk struct {
 	ID     string `json:"id"`
 	Shard  uint32 `json:"shard"`
 	Read   bool   `json:"read,omitempty"` // a piece; else: capture
+	Drop   bool   `json:"drop,omitempty"` // what was captured; else: capture
 	Offset int64  `json:"offset,omitempty"`
 }
 
@@ -114,6 +117,15 @@ func (k *captured) handed(id string, shard uint32, last bool) {
 	}
 }
 
+func (k *captured) drop(id string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.id == id {
+		k.id, k.parts = "", nil
+		k.timer.Stop()
+	}
+}
+
 func (k *captured) close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -123,6 +135,10 @@ func (k *captured) close() {
 }
 
 func (c *Cluster) doBackup(ctx context.Context, n *node.Node, q backupAsk) (backupTold, error) {
+	if q.Drop {
+		c.captured.drop(q.ID)
+		return backupTold{}, nil
+	}
 	data, ok := c.captured.part(q.ID, q.Shard)
 	switch {
 	case !q.Read && !ok:
@@ -159,18 +175,32 @@ func (c *Cluster) Backup(ctx context.Context) (*node.Backup, error) {
 	_, _ = rand.Read(random) // never fails: it ends the process instead
 	id := hex.EncodeToString(random)
 	b := &node.Backup{Cluster: r.identity.Cluster, Incarnation: r.identity.Incarnation, Sizes: make([]int64, r.node.Shards())}
-	errs := make([]error, len(b.Sizes))
-	var all sync.WaitGroup
-	for i := range b.Sizes {
-		all.Go(func() {
-			var told backupTold
-			told, errs[i] = at(ctx, c, uint32(i), "backup", backupAsk{ID: id, Shard: uint32(i)}, c.doBackup)
-			b.Sizes[i] = told.Size
-		})
+	everywhere := func(ctx context.Context, ask backupAsk) error {
+		errs := make([]error, len(b.Sizes))
+		var all sync.WaitGroup
+		for i := range b.Sizes {
+			all.Go(func() {
+				ask := ask
+				ask.ID, ask.Shard = id, uint32(i)
+				var told backupTold
+				if told, errs[i] = at(ctx, c, ask.Shard, "backup", ask, c.doBackup); !ask.Drop {
+					b.Sizes[i] = told.Size
+				}
+			})
+		}
+		all.Wait()
+		return cmp.Or(errs...)
 	}
-	all.Wait()
-	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
-		return nil, errs[i]
+	b.Release = func() {
+		ctx, cancel := context.WithTimeout(c.ctx, backupReleased)
+		defer cancel()
+		if err := everywhere(ctx, backupAsk{Drop: true}); err != nil {
+			c.log.Debug("a leader keeps its part of a backup for a while", "error", err)
+		}
+	}
+	if err := everywhere(ctx, backupAsk{}); err != nil {
+		b.Release()
+		return nil, err
 	}
 	b.Part = func(ctx context.Context, shard uint32, put func([]byte) error) error {
 		for offset := int64(0); ; {

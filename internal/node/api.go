@@ -304,4 +304,6 @@ type Backup struct {
 	// Part hands a shard's part to put, in pieces. Each can be had once, and soon: what
 	// was captured is not kept for long.
 	Part func(ctx context.Context, shard uint32, put func([]byte) error) error
+	// Release lets go of what was not read; to be called once, at the end.
+	Release func()
 }

@@ -71,6 +71,7 @@ func (s *Server) sendBackup(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	defer b.Release()
 	head := backup.Header{
 		Cluster: b.Cluster, Incarnation: b.Incarnation, Shards: uint32(len(b.Sizes)), Version: s.version, TakenAt: time.Now().UTC().Truncate(time.Millisecond),
 	}

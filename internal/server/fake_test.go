@@ -276,7 +276,7 @@ func (f *fake) Backup(context.Context) (*node.Backup, error) {
 	}
 	parts := [][]byte{[]byte("first"), bytes.Repeat([]byte("x"), 3<<20)}
 	return &node.Backup{
-		Cluster: theCluster().ID, Incarnation: 2, Sizes: []int64{5, 3 << 20},
+		Cluster: theCluster().ID, Incarnation: 2, Sizes: []int64{5, 3 << 20}, Release: func() {},
 		Part: func(_ context.Context, shard uint32, put func([]byte) error) error {
 			if shard == 1 && f.brokenPart {
 				return errors.New("the leader is gone")

@@ -1,0 +1,120 @@
+package cluster_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/assent-tx/assent/internal/node"
+	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
+)
+
+// collect reads a backup to its end.
+func collect(ctx context.Context, b *node.Backup) (parts [][]byte, err error) {
+	for i := range b.Sizes {
+		var part []byte
+		if err := b.Part(ctx, uint32(i), func(piece []byte) error {
+			part = append(part, piece...)
+			return nil
+		}); err != nil {
+			return nil, err
+		}
+		parts = append(parts, part)
+	}
+	return parts, nil
+}
+
+// backUp makes a whole backup; leaders that are moved meanwhile are in its way.
+func (w *world) backUp(m *member) (b *node.Backup, parts [][]byte) {
+	w.t.Helper()
+	w.await("a backup by "+m.name, func() bool {
+		var err error
+		if b, err = m.Backup(w.t.Context()); err != nil {
+			return false
+		}
+		if parts, err = collect(w.t.Context(), b); err != nil {
+			b.Release()
+		}
+		return err == nil
+	})
+	return b, parts
+}
+
+// Any node makes a backup of all shards, wherever their leaders are.
+func TestBackup(t *testing.T) {
+	w := newWorld(t, 3)
+	w.found("n1", "n2", "n3")
+	w.serve(w.members[0], "bank-a", "bank-b")
+	ids := map[string]bool{}
+	for i := range 6 {
+		id := node.NewID().String()
+		ids[id] = true
+		w.submit(w.members[i%3], transfer(id, 1, 2, 1))
+	}
+	for _, m := range w.members {
+		w.await("everybody's health names the leaders", func() bool {
+			for i, s := range m.Health().Shards {
+				if s.Leader != w.leader(uint32(i)).name {
+					return false
+				}
+			}
+			return true
+		})
+		b, parts := w.backUp(m)
+		found := 0
+		for i, part := range parts {
+			if int64(len(part)) != b.Sizes[i] {
+				t.Errorf("shard %d: %d bytes, foretold %d", i, len(part), b.Sizes[i])
+			}
+			st, err := txn.Restore(uint32(i), 3, part)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for id := range ids {
+				if parsed, err := txnid.Parse(id); err == nil && st.Get(parsed) != nil {
+					found++
+				}
+			}
+		}
+		if found != len(ids) {
+			t.Errorf("by %s: %d of %d transactions", m.name, found, len(ids))
+		}
+		// What was captured is let go.
+		if _, err := collect(t.Context(), b); code(err) != reason.NotFound {
+			t.Errorf("read twice: %v", err)
+		}
+	}
+
+	// One at a time; one that is not read to its end is given up.
+	var first *node.Backup
+	w.await("a backup is begun", func() (ok bool) {
+		var err error
+		first, err = w.members[0].Backup(t.Context())
+		return err == nil
+	})
+	if _, err := w.members[1].Backup(t.Context()); code(err) != reason.Overloaded {
+		t.Errorf("a second one: %v", err)
+	}
+	first.Release()
+	w.backUp(w.members[1])
+	first.Release() // of what is not its own any more
+}
+
+// A leader that is replaced has taken what it captured with it.
+func TestBackupOfALeaderThatDies(t *testing.T) {
+	w := newWorld(t, 1)
+	w.found("n1", "n2", "n3")
+	dies := w.leader(0)
+	asked := w.other(dies)
+	b, err := asked.Backup(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dies.stop()
+	w.await("another leader", func() bool { return asked.Health().Ready && w.leader(0) != dies })
+	if _, err := collect(t.Context(), b); code(err) != reason.NotFound {
+		t.Errorf("a part of another leader: %v", err)
+	}
+	w.backUp(asked)
+}
