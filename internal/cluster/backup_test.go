@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
@@ -29,11 +30,13 @@ func collect(ctx context.Context, b *node.Backup) (parts [][]byte, err error) {
 func (w *world) backUp(m *member) (b *node.Backup, parts [][]byte) {
 	w.t.Helper()
 	w.await("a backup by "+m.name, func() bool {
+		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+		defer cancel()
 		var err error
-		if b, err = m.Backup(w.t.Context()); err != nil {
+		if b, err = m.Backup(ctx); err != nil {
 			return false
 		}
-		if parts, err = collect(w.t.Context(), b); err != nil {
+		if parts, err = collect(ctx, b); err != nil {
 			b.Release()
 		}
 		return err == nil
@@ -50,7 +53,12 @@ func TestBackup(t *testing.T) {
 	for i := range 6 {
 		id := node.NewID().String()
 		ids[id] = true
-		w.submit(w.members[i%3], transfer(id, 1, 2, 1))
+		w.await("transfer "+id, func() bool { // leaders are still being moved
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			got, err := w.members[i%3].Submit(ctx, transfer(id, 1, 2, 1))
+			return err == nil && got.State == "committed"
+		})
 	}
 	for _, m := range w.members {
 		w.await("everybody's health names the leaders", func() bool {
@@ -89,8 +97,10 @@ func TestBackup(t *testing.T) {
 	// One at a time; one that is not read to its end is given up.
 	var first *node.Backup
 	w.await("a backup is begun", func() (ok bool) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
 		var err error
-		first, err = w.members[0].Backup(t.Context())
+		first, err = w.members[0].Backup(ctx)
 		return err == nil
 	})
 	if _, err := w.members[1].Backup(t.Context()); code(err) != reason.Overloaded {
