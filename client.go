@@ -1,82 +1,64 @@
 package assent
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
-	"strings"
-	"sync/atomic"
 	"time"
+
+	"github.com/assent-tx/assent/discovery"
 )
 
 // Config of a Client. Zero values take the defaults.
 type Config struct {
-	// Endpoints are base URLs of the REST API; one that does not answer is passed over.
-	// Default: ASSENT_ENDPOINTS (divided by commas), ASSENT_URL, http://127.0.0.1:7070.
+	// Endpoints are base URLs of the REST API, of some nodes or of all: the others are
+	// learned. A host name stands for all its addresses. Default, unless there is a File:
+	// ASSENT_ENDPOINTS (divided by commas) and the file ASSENT_ENDPOINTS_FILE, else
+	// ASSENT_URL, else http://127.0.0.1:7070.
 	Endpoints []string
-	// HTTPClient makes the requests. Its Timeout must be zero: contexts bound them.
+	// File names further endpoints, one URL on a line, behind a # comments. It is read
+	// again when a node fails.
+	File string
+	// Resolve returns the addresses of a host. Default: the system's resolver.
+	Resolve func(ctx context.Context, host string) ([]string, error)
+	TLS     *tls.Config // for https; default: the system's authorities
+	// HTTPClient makes the requests as they are, if it is set: then names, time-outs of
+	// dialling and TLS are its business. Its Timeout must be zero: contexts bound them.
 	HTTPClient *http.Client
-	Logger     *slog.Logger // of repeated requests, at debug level; default: none
+	Logger     *slog.Logger // of repeated requests and failing nodes, at debug level; default: none
 }
 
 // Client speaks to a coordinator. It is safe for concurrent use.
 type Client struct {
-	endpoints []string
-	current   atomic.Uint32 // index of the endpoint that answered last
-	http      *http.Client
-	log       *slog.Logger
+	nodes *discovery.Nodes
+	log   *slog.Logger
 }
 
-// maxAnswerBytes bounds one answer.
-const maxAnswerBytes = 32 << 20
-
-// New returns a client. It connects to nobody yet.
+// New returns a client. It connects to nobody yet. Close it.
 func New(cfg Config) (*Client, error) {
-	if len(cfg.Endpoints) == 0 {
-		for e := range strings.SplitSeq(os.Getenv("ASSENT_ENDPOINTS"), ",") {
-			if e = strings.TrimSpace(e); e != "" {
-				cfg.Endpoints = append(cfg.Endpoints, e)
-			}
-		}
+	nodes, err := discovery.New(discovery.Config(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("assent: %w", err)
 	}
-	if len(cfg.Endpoints) == 0 {
-		cfg.Endpoints = []string{"http://127.0.0.1:7070"}
-		if e := os.Getenv("ASSENT_URL"); e != "" {
-			cfg.Endpoints[0] = e
-		}
-	}
-	c := &Client{http: cfg.HTTPClient, log: cfg.Logger}
-	for _, e := range cfg.Endpoints {
-		u, err := url.Parse(e)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, fmt.Errorf("assent: endpoint %q is not a URL such as http://127.0.0.1:7070", e)
-		}
-		c.endpoints = append(c.endpoints, strings.TrimRight(e, "/"))
-	}
-	if c.http == nil {
-		transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // it is one
-		transport.MaxIdleConnsPerHost = 256
-		c.http = &http.Client{Transport: transport}
-	}
+	c := &Client{nodes: nodes, log: cfg.Logger}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	return c, nil
 }
 
-// Close closes idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+// Close ends what the client does in the background and closes idle connections; it takes
+// no further requests.
+func (c *Client) Close() { c.nodes.Close() }
 
 // NewID makes the id of a transaction: a UUIDv7 of this moment.
 func NewID() string {
@@ -92,8 +74,11 @@ func NewID() string {
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
-// Pauses between the tries of one request.
+// Of the tries of one request, and the pauses between them.
 const (
+	// maxAnswerBytes bounds one answer.
+	maxAnswerBytes = 32 << 20
+
 	firstPause = 10 * time.Millisecond
 	maxPause   = time.Second
 	// answerWithin is asked of the coordinator, so that a long wait is a repeated
@@ -101,9 +86,9 @@ const (
 	answerWithin = 20 * time.Second
 )
 
-// call makes a request until it has an answer or ctx ends. All requests of this package
-// may be repeated: the coordinator does them once.
-func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {
+// call makes a request about a transaction until it has an answer or ctx ends. All requests
+// of this package may be repeated: the coordinator does them once.
+func (c *Client) call(ctx context.Context, id, method, path string, body, answer any) error {
 	var encoded []byte
 	if body != nil {
 		var err error
@@ -111,9 +96,10 @@ func (c *Client) call(ctx context.Context, method, path string, body, answer any
 			return fmt.Errorf("assent: %w", err)
 		}
 	}
+	r := &discovery.Request{Key: id, Method: method, Path: path, Body: encoded, Wait: answerWithin, MaxBytes: maxAnswerBytes}
 	pause := firstPause
 	for {
-		after, err := c.try(ctx, method, path, encoded, answer)
+		after, err := c.try(ctx, r, answer)
 		if err == nil || after < 0 {
 			return err
 		}
@@ -133,56 +119,29 @@ func (c *Client) call(ctx context.Context, method, path string, body, answer any
 	}
 }
 
-// try makes one request. after is the least pause before it may be repeated; below zero:
-// it may not, the error is definite.
-func (c *Client) try(ctx context.Context, method, path string, body []byte, answer any) (after time.Duration, err error) {
-	at := c.current.Load()
-	// A little more than the coordinator takes at most.
-	ctx, cancel := context.WithTimeout(ctx, answerWithin+5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, c.endpoints[int(at)%len(c.endpoints)]+path, bytes.NewReader(body))
-	if err != nil {
-		return -1, fmt.Errorf("assent: %w", err)
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	within := answerWithin
-	if end, ok := ctx.Deadline(); ok {
-		within = min(within, time.Until(end))
-	}
-	if within >= 10*time.Millisecond {
-		req.Header.Set("Assent-Timeout", within.Round(time.Millisecond).String())
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		c.current.CompareAndSwap(at, at+1) // another one may be there
-		return 0, err
-	}
-	defer func() { _ = resp.Body.Close() }() // read, or of no use
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
+// try makes one request, at each node that may be well. after is the least pause before it
+// may be repeated; below zero: it may not, the error is definite.
+func (c *Client) try(ctx context.Context, r *discovery.Request, answer any) (after time.Duration, err error) {
+	got, err := c.nodes.Do(ctx, r)
 	switch {
+	case errors.Is(err, discovery.ErrClosed), errors.Is(err, discovery.ErrTooLarge):
+		return -1, fmt.Errorf("assent: %s %s: %w", r.Method, r.Path, err)
 	case err != nil:
 		return 0, err
-	case len(text) > maxAnswerBytes:
-		return -1, fmt.Errorf("assent: the answer is over the limit of %d bytes", maxAnswerBytes)
-	case resp.StatusCode == http.StatusOK:
+	case got.Status == http.StatusOK:
 		if answer == nil {
 			return 0, nil
 		}
-		if err := json.Unmarshal(text, answer); err != nil {
-			return -1, fmt.Errorf("assent: answer of %s %s: %w", method, path, err)
+		if err := json.Unmarshal(got.Body, answer); err != nil {
+			return -1, fmt.Errorf("assent: answer of %s %s: %w", r.Method, r.Path, err)
 		}
 		return 0, nil
 	}
-	refusal := refusalOf(resp.StatusCode, text)
+	refusal := refusalOf(got.Status, got.Body)
 	switch {
-	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode >= 500 && refusal.Reason != "INTERNAL", refusal.Reason == "STEP_PENDING":
-		if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
+	case got.Status == http.StatusTooManyRequests, got.Status >= 500 && refusal.Reason != "INTERNAL", refusal.Reason == "STEP_PENDING":
+		if seconds, err := strconv.Atoi(got.Header.Get("Retry-After")); err == nil && seconds > 0 {
 			after = min(time.Duration(seconds)*time.Second, 5*time.Second)
-		}
-		if resp.StatusCode == http.StatusServiceUnavailable {
-			c.current.CompareAndSwap(at, at+1)
 		}
 		return after, refusal
 	}
@@ -259,7 +218,7 @@ func (t *Transaction) err() error {
 // Get tells the state of a transaction.
 func (c *Client) Get(ctx context.Context, id string) (*Transaction, error) {
 	t := &Transaction{}
-	return t, c.call(ctx, http.MethodGet, "/v1/transactions/"+url.PathEscape(id), nil, t)
+	return t, c.call(ctx, id, http.MethodGet, "/v1/transactions/"+url.PathEscape(id), nil, t)
 }
 
 // Rollback aborts a transaction that is not decided, and makes sure that one which never
@@ -267,7 +226,7 @@ func (c *Client) Get(ctx context.Context, id string) (*Transaction, error) {
 // ALREADY_COMMITTED.
 func (c *Client) Rollback(ctx context.Context, id string) (*Transaction, error) {
 	t := &Transaction{}
-	return t, c.call(ctx, http.MethodPost, "/v1/transactions/"+url.PathEscape(id)+"/rollback", nil, t)
+	return t, c.call(ctx, id, http.MethodPost, "/v1/transactions/"+url.PathEscape(id)+"/rollback", nil, t)
 }
 
 // unknown is the error for a transaction that may have been committed.

@@ -117,6 +117,7 @@ func client(t *testing.T, url string, network http.RoundTripper) *assent.Client 
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(c.Close)
 	return c
 }
 

@@ -75,7 +75,7 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 	}
 	for {
 		t := &Transaction{}
-		switch err := c.call(ctx, http.MethodPost, "/v1/transactions", body, t); {
+		switch err := c.call(ctx, body.ID, http.MethodPost, "/v1/transactions", body, t); {
 		case err != nil:
 			return nil, unknown(body.ID, err)
 		case t.Aborted():

@@ -106,7 +106,7 @@ func (c *Client) begin(ctx context.Context, retryOf string, o *options) (*Tx, er
 		body["retry_of"] = retryOf
 	}
 	t := &Transaction{}
-	if err := c.call(ctx, http.MethodPost, "/v1/transactions:begin", body, t); err != nil {
+	if err := c.call(ctx, id, http.MethodPost, "/v1/transactions:begin", body, t); err != nil {
 		return nil, err
 	}
 	return &Tx{c: c, id: t.ID}, nil
@@ -149,7 +149,7 @@ func (tx *Tx) heartbeats(ctx context.Context, every time.Duration) {
 			return
 		}
 		t := &Transaction{}
-		if err := tx.c.call(ctx, http.MethodPost, tx.path("/heartbeat"), nil, t); err == nil && t.Aborted() {
+		if err := tx.c.call(ctx, tx.id, http.MethodPost, tx.path("/heartbeat"), nil, t); err == nil && t.Aborted() {
 			tx.end(t.err())
 			return
 		}
@@ -176,7 +176,7 @@ func (tx *Tx) rollback(ctx context.Context, why error) *AbortedError {
 func (tx *Tx) commit(ctx context.Context) error {
 	for {
 		t := &Transaction{}
-		switch err := tx.c.call(ctx, http.MethodPost, tx.path("/commit"), nil, t); {
+		switch err := tx.c.call(ctx, tx.id, http.MethodPost, tx.path("/commit"), nil, t); {
 		case err != nil:
 			return unknown(tx.id, err)
 		case t.Committed():
@@ -306,7 +306,7 @@ func (tx *Tx) take(ctx context.Context, path string, body, answer any, t *Transa
 	if err := tx.err(); err != nil {
 		return err
 	}
-	if err := tx.c.call(ctx, http.MethodPost, tx.path(path), body, answer); err != nil {
+	if err := tx.c.call(ctx, tx.id, http.MethodPost, tx.path(path), body, answer); err != nil {
 		return err
 	}
 	if err := t.err(); err != nil {

@@ -24,8 +24,9 @@ type Package struct {
 
 // Table names every package of the module by its directory.
 var Table = map[string]Package{
-	".":             {Ring: Public, Imports: []string{"api/assent/v1"}},
-	"participant":   {Ring: Public},
+	".":             {Ring: Public, Imports: []string{"api/assent/v1", "discovery"}},
+	"participant":   {Ring: Public, Imports: []string{"discovery"}},
+	"discovery":     {Ring: Public},
 	"api/assent/v1": {Ring: Public},
 	"rm/rmtest":     {Ring: Public, Imports: []string{"participant"}},
 
@@ -68,7 +69,7 @@ var Table = map[string]Package{
 		"internal/lock",   // CheckKey alone
 	}},
 
-	"internal/agent/postgres": {Ring: Edge, Imports: []string{"participant"}},
+	"internal/agent/postgres": {Ring: Edge, Imports: []string{"participant", "discovery"}},
 
 	// Test beds and the demo.
 	"internal/ledger":    {Ring: Edge, Imports: []string{"internal/txnid", "participant"}},
@@ -93,7 +94,7 @@ var Libraries = map[string][]string{
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
-	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/sim/cluster", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "internal/cluster", "participant", ".", "cmd/assent"},
+	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/sim/cluster", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "internal/cluster", "participant", "discovery", ".", "cmd/assent"},
 	"github.com/anishathalye/porcupine":   {"internal/check/linear"},
 	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
 }
