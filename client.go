@@ -81,6 +81,9 @@ const (
 
 	firstPause = 10 * time.Millisecond
 	maxPause   = time.Second
+	// unreadyPause is what a coordinator without a leader is given at most: an election
+	// takes less than the second that it may ask for.
+	unreadyPause = 250 * time.Millisecond
 	// answerWithin is asked of the coordinator, so that a long wait is a repeated
 	// question and not a connection that nobody knows to be alive.
 	answerWithin = 20 * time.Second
@@ -142,6 +145,9 @@ func (c *Client) try(ctx context.Context, r *discovery.Request, answer any) (aft
 	case got.Status == http.StatusTooManyRequests, got.Status >= 500 && refusal.Reason != "INTERNAL", refusal.Reason == "STEP_PENDING":
 		if seconds, err := strconv.Atoi(got.Header.Get("Retry-After")); err == nil && seconds > 0 {
 			after = min(time.Duration(seconds)*time.Second, 5*time.Second)
+		}
+		if got.Status == http.StatusServiceUnavailable {
+			after = min(after, unreadyPause) // every node was asked, and waited for a leader before it said no
 		}
 		return after, refusal
 	}
