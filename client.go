@@ -45,7 +45,9 @@ type Client struct {
 
 // New returns a client. It connects to nobody yet. Close it.
 func New(cfg Config) (*Client, error) {
-	nodes, err := discovery.New(discovery.Config(cfg))
+	nodes, err := discovery.New(discovery.Config{
+		Endpoints: cfg.Endpoints, File: cfg.File, Resolve: cfg.Resolve, TLS: cfg.TLS, HTTPClient: cfg.HTTPClient, Logger: cfg.Logger,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("assent: %w", err)
 	}

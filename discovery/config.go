@@ -45,7 +45,9 @@ type Config struct {
 	// HTTPClient makes the requests as they are, if it is set: then host names, time-outs of
 	// dialling and TLS are its business. Its Timeout must be zero: contexts bound them.
 	HTTPClient *http.Client
-	Logger     *slog.Logger // of nodes that fail and come back, at debug level; default: none
+	// Static: nothing is learned from GET /v1/cluster. For who asks once.
+	Static bool
+	Logger *slog.Logger // of nodes that fail and come back, at debug level; default: none
 }
 
 // Split divides a list of URLs at its commas.

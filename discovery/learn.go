@@ -49,7 +49,7 @@ func (v *view) check() error {
 	return nil
 }
 
-// learnLocked asks who is there, in the background.
+// learnLocked finds out who is there, in the background.
 func (n *Nodes) learnLocked() {
 	if n.learning || !n.goLocked(n.learn) {
 		return
@@ -67,11 +67,12 @@ func (n *Nodes) learn() {
 			n.log.Debug("assent: the configured nodes are not known", "error", err)
 		}
 	}
-	told := false
+	told := n.cfg.Static
 	for _, e := range n.informants() {
-		if told = n.ask(e); told || n.ctx.Err() != nil {
+		if told || n.ctx.Err() != nil {
 			break
 		}
+		told = n.ask(e)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

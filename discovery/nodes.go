@@ -70,7 +70,7 @@ func New(cfg Config) (*Nodes, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("endpoints: %w", err)
 	}
-	n := &Nodes{cfg: cfg, log: cfg.Logger, client: cfg.HTTPClient, gate: make(chan struct{}, 1), known: map[string]*endpoint{}, reseed: true, stale: true}
+	n := &Nodes{cfg: cfg, log: cfg.Logger, client: cfg.HTTPClient, gate: make(chan struct{}, 1), known: map[string]*endpoint{}, reseed: true, stale: !cfg.Static}
 	if n.client == nil {
 		n.own = cfg.transport("", "")
 		n.client = &http.Client{Transport: n.own, CheckRedirect: noRedirects}
@@ -299,8 +299,13 @@ func (n *Nodes) pick(key, hint string, tried []*endpoint) *endpoint {
 	defer n.mu.Unlock()
 	now := time.Now()
 	lead := n.leaderLocked(key)
-	if n.stale && now.Sub(n.learned) >= learnEvery || now.Sub(n.learned) >= keepFor {
+	if n.stale && now.Sub(n.learned) >= learnEvery || now.Sub(n.learned) >= keepFor && !n.cfg.Static {
 		n.learnLocked()
+	}
+	if n.current == nil && len(tried) == 0 {
+		if only := n.onlyLocked(); only != nil {
+			return only
+		}
 	}
 	fits := func(e *endpoint) bool { return e != nil && !slices.Contains(tried, e) && n.wellLocked(e, now) }
 	if hint != "" {
@@ -338,6 +343,18 @@ func (n *Nodes) pick(key, hint string, tried []*endpoint) *endpoint {
 	}
 	first.asked = now
 	return first
+}
+
+// onlyLocked is the only node that is known: it is not looked at, but asked.
+func (n *Nodes) onlyLocked() *endpoint {
+	var only *endpoint
+	for _, e := range n.known { // in any order
+		if only != nil {
+			return nil
+		}
+		only = e
+	}
+	return only
 }
 
 // leaderLocked is the leader of a transaction's home shard, if it is known.

@@ -1,17 +1,17 @@
 package participant
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/assent-tx/assent/discovery"
 )
 
 // Registration is the body of PUT /v1/services/{name}.
@@ -72,25 +72,31 @@ func (p *Participant) Register(ctx context.Context, coordinatorURL, baseURL stri
 
 // Register puts a registration to the coordinator at coordinatorURL (for example
 // http://127.0.0.1:7070), trying again until it is taken or ctx ends: a service
-// and its coordinator may start in any order. A definite refusal (a 4xx other
+// and its coordinator may start in any order. The URL may be several divided by commas, of
+// nodes of one coordinator: any of them will do. If it is empty, the environment says where
+// the coordinator is, as package discovery has it. A definite refusal (a 4xx other
 // than 408, 425 and 429) is returned at once. A nil client is one without
 // redirects. Registering again is harmless.
 func Register(ctx context.Context, client *http.Client, coordinatorURL, service string, r Registration) error {
+	nodes, err := discovery.New(discovery.Config{Endpoints: []string{coordinatorURL}, HTTPClient: client, Static: true})
+	if err != nil {
+		return fmt.Errorf("register %s: %w", service, err)
+	}
+	defer nodes.Close()
+	return RegisterAt(ctx, nodes, service, r)
+}
+
+// RegisterAt is Register at nodes that the caller keeps.
+func RegisterAt(ctx context.Context, nodes *discovery.Nodes, service string, r Registration) error {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("register %s: %w", service, err)
 	}
-	if client == nil {
-		transport := &http.Transport{Proxy: http.ProxyFromEnvironment}
-		defer transport.CloseIdleConnections()
-		client = &http.Client{
-			Transport:     transport,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}
+	put := &discovery.Request{
+		Method: http.MethodPut, Path: "/v1/services/" + url.PathEscape(service), Body: body, Wait: registerTryTimeout,
 	}
-	target := strings.TrimRight(coordinatorURL, "/") + "/v1/services/" + url.PathEscape(service)
 	for pause := registerFirstPause; ; pause = min(2*pause, registerLongPause) {
-		definite, err := registerOnce(ctx, client, target, body)
+		definite, err := registerOnce(ctx, nodes, put)
 		if err == nil {
 			return nil
 		}
@@ -107,27 +113,19 @@ func Register(ctx context.Context, client *http.Client, coordinatorURL, service 
 	}
 }
 
-func registerOnce(ctx context.Context, client *http.Client, target string, body []byte) (definite bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, registerTryTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, target, bytes.NewReader(body))
+func registerOnce(ctx context.Context, nodes *discovery.Nodes, put *discovery.Request) (definite bool, err error) {
+	answer, err := nodes.Do(ctx, put)
 	if err != nil {
-		return true, err
+		return errors.Is(err, discovery.ErrClosed), err
 	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := client.Do(req)
-	if err != nil {
-		return false, err
-	}
-	defer resp.Body.Close()
-	answer, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBytes))
-	if resp.StatusCode >= 200 && resp.StatusCode <= 299 {
+	if answer.Status >= 200 && answer.Status <= 299 {
 		return false, nil
 	}
-	err = errors.New(resp.Status + ": " + clip(strings.TrimSpace(string(answer)), maxReasonBytes))
-	switch resp.StatusCode {
+	text := answer.Body[:min(len(answer.Body), maxErrorBytes)]
+	err = fmt.Errorf("%d %s: %s", answer.Status, http.StatusText(answer.Status), clip(strings.TrimSpace(string(text)), maxReasonBytes))
+	switch answer.Status {
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
 		return false, err
 	}
-	return resp.StatusCode >= 400 && resp.StatusCode <= 499, err
+	return answer.Status >= 400 && answer.Status <= 499, err
 }

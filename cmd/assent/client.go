@@ -8,18 +8,17 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
-	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/assent-tx/assent/discovery"
 	"github.com/assent-tx/assent/internal/server"
 )
 
 // clientFlags are those of every command that talks to a coordinator.
 type clientFlags struct {
-	URL      string        `name:"url" default:"http://127.0.0.1:7070" env:"ASSENT_URL" help:"Coordinator's REST API (default ${default})."`
+	URL      string        `name:"url" help:"Coordinator's REST API; several nodes of it are divided by commas (default: ASSENT_ENDPOINTS, ASSENT_ENDPOINTS_FILE, ASSENT_URL, else http://127.0.0.1:7070)."`
 	Output   string        `short:"o" default:"text" enum:"text,json" env:"ASSENT_OUTPUT" help:"How to answer: text (for people) or json (as the API answers)."`
 	Wait     time.Duration `name:"request-wait" default:"30s" help:"How long to wait for an answer."`
 	RetryFor time.Duration `default:"2s" help:"How long to try again when the coordinator is not there or not ready. Requests are safe to repeat."`
@@ -27,9 +26,10 @@ type clientFlags struct {
 
 // Validate is called by kong.
 func (f *clientFlags) Validate() error {
-	u, err := url.Parse(f.URL)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return fmt.Errorf("--url is %q: write http://host:port", f.URL)
+	if f.URL != "" {
+		if err := discovery.Check(f.URL); err != nil {
+			return fmt.Errorf("--url is %q: write http://host:port: %w", f.URL, err)
+		}
 	}
 	if f.Wait < 10*time.Millisecond || f.Wait > 10*time.Minute {
 		return fmt.Errorf("--request-wait is %v: use 10ms to 10m", f.Wait)
@@ -37,19 +37,12 @@ func (f *clientFlags) Validate() error {
 	return nil
 }
 
-// client sends requests to one coordinator.
+// client sends requests to a coordinator.
 type client struct {
 	flags *clientFlags
-	http  *http.Client
 }
 
-func (f *clientFlags) client() *client {
-	return &client{flags: f, http: &http.Client{
-		Timeout:       f.Wait + 5*time.Second, // the coordinator answers in time; this is for one that hangs
-		Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
-}
+func (f *clientFlags) client() *client { return &client{f} }
 
 // maxAnswerBytes bounds what is read: a page of 1000 transactions with results.
 const maxAnswerBytes = 256 << 20
@@ -90,43 +83,35 @@ func (c *client) do(ctx context.Context, method, path string, body any) ([]byte,
 			return nil, &exitError{exitUsage, fmt.Errorf("the request cannot be written as JSON: %w", err)}
 		}
 	}
+	nodes, err := discovery.New(discovery.Config{Endpoints: []string{c.flags.URL}, Static: true})
+	if err != nil {
+		return nil, &exitError{exitUsage, err}
+	}
+	defer nodes.Close()
 	until := time.Now().Add(c.flags.RetryFor)
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		answer, err := c.once(ctx, method, path, payload)
+		answer, err := c.once(ctx, nodes, method, path, payload)
 		var refused *refusal
 		if err == nil || errors.As(err, &refused) && !refused.retryable() || time.Now().Add(pause).After(until) {
-			return answer, c.explain(err)
+			return answer, c.explain(nodes, err)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, c.explain(err)
+			return nil, c.explain(nodes, err)
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		}
 	}
 }
 
-func (c *client) once(ctx context.Context, method, path string, payload []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.flags.URL, "/")+path, bytes.NewReader(payload))
-	if err != nil {
-		return nil, &exitError{exitUsage, err}
-	}
-	if payload != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	req.Header.Set(server.TimeoutHeader, c.flags.Wait.String())
-	resp, err := c.http.Do(req)
+func (c *client) once(ctx context.Context, nodes *discovery.Nodes, method, path string, payload []byte) ([]byte, error) {
+	answer, err := nodes.Do(ctx, &discovery.Request{Method: method, Path: path, Body: payload, Wait: c.flags.Wait, MaxBytes: maxAnswerBytes})
 	if err != nil {
 		return nil, &unreachable{err}
 	}
-	defer func() { _ = resp.Body.Close() }() // read to its end, or given up
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes))
-	if err != nil {
-		return nil, &unreachable{err}
+	if answer.Status == http.StatusOK {
+		return answer.Body, nil
 	}
-	if resp.StatusCode == http.StatusOK {
-		return answer, nil
-	}
-	return nil, readRefusal(resp.StatusCode, answer)
+	return nil, readRefusal(answer.Status, answer.Body)
 }
 
 func readRefusal(status int, answer []byte) error {
@@ -147,7 +132,7 @@ func readRefusal(status int, answer []byte) error {
 }
 
 // explain gives an error its exit code and says what to do.
-func (c *client) explain(err error) error {
+func (c *client) explain(nodes *discovery.Nodes, err error) error {
 	var (
 		refused *refusal
 		nobody  *unreachable
@@ -159,7 +144,7 @@ func (c *client) explain(err error) error {
 		}
 		return &exitError{exitRefused, err}
 	case errors.As(err, &nobody):
-		return &exitError{exitUnknown, fmt.Errorf("no answer from %s: %w\n  is the coordinator running? start one with: assent serve --data DIR; name another with --url or ASSENT_URL", c.flags.URL, err)}
+		return &exitError{exitUnknown, fmt.Errorf("no answer from %s: %w\n  is the coordinator running? start one with: assent serve --data DIR; name another with --url or ASSENT_ENDPOINTS", nodes, err)}
 	}
 	return err
 }

@@ -258,7 +258,7 @@ func leaderOf(ctx context.Context, nodes []*serveproc.Process) (int, error) {
 type ledgerCmd struct {
 	Name        string `required:"" help:"Name to register as, for example bank-a."`
 	Listen      string `default:"127.0.0.1:7081" help:"Address to serve on."`
-	Coordinator string `default:"http://127.0.0.1:7070" env:"ASSENT_URL" help:"Coordinator to register at."`
+	Coordinator string `placeholder:"URL" help:"Coordinator to register at; several nodes of it are divided by commas (default: ASSENT_ENDPOINTS, ASSENT_ENDPOINTS_FILE, ASSENT_URL, else http://127.0.0.1:7070)."`
 	Dir         string `default:"." type:"path" help:"Directory of the SQLite file NAME.db."`
 	Accounts    int    `default:"10" help:"Accounts to open, numbered from 1."`
 	Balance     int64  `default:"100" help:"Money in each new account."`
@@ -288,9 +288,9 @@ func (l *ledgerCmd) Run() error {
 		return err
 	}
 	if err := book.Register(ctx, l.Coordinator); err != nil {
-		return fmt.Errorf("register %s at %s: %w", l.Name, l.Coordinator, err)
+		return err
 	}
-	fmt.Fprintf(os.Stdout, "ledger %s serves at %s and is registered at %s\n", l.Name, book.URL(), l.Coordinator)
+	fmt.Fprintf(os.Stdout, "ledger %s serves at %s and is registered\n", l.Name, book.URL())
 	<-ctx.Done()
 	return nil
 }

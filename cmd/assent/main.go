@@ -40,7 +40,7 @@ const description = `Assent makes one atomic, durable transaction out of operati
   assent txn submit --op bank-a='{"transfer":"t1","account":1,"amount":-30}' --lock bank-a=accounts/1
 
 Every flag of serve is also an environment variable: --max-keys is ASSENT_MAX_KEYS.
-The other commands find their coordinator by --url or ASSENT_URL.
+The other commands find their coordinator by --url or ASSENT_ENDPOINTS.
 
 Exit codes: 0 done; 1 the transaction aborted, the audit failed, or the command could
 not do its work; 2 bad usage; 3 the coordinator cannot be reached, or the outcome is

@@ -21,7 +21,7 @@ type AgentPostgres struct {
 
 	Listen      string `default:"127.0.0.1:0" placeholder:"ADDR" help:"Address that the coordinator calls, and of /healthz and /metrics (default: a free port on loopback)."`
 	Advertise   string `placeholder:"URL" help:"Base URL under which the coordinator reaches --listen, if that is another one."`
-	Coordinator string `default:"http://127.0.0.1:7070" env:"ASSENT_URL" placeholder:"URL" help:"Coordinator to register at (default ${default})."`
+	Coordinator string `placeholder:"URL" help:"Coordinator to register at; several nodes of it are divided by commas (default: ASSENT_ENDPOINTS, ASSENT_ENDPOINTS_FILE, ASSENT_URL, else http://127.0.0.1:7070)."`
 
 	Isolation        string        `group:"database" enum:"serializable,repeatable read,read committed" default:"serializable" help:"Isolation of the branches' local transactions: serializable, repeatable read or read committed."`
 	MaxConnections   int           `group:"database" default:"32" help:"Connections to the database at one time."`
@@ -131,9 +131,6 @@ func agents(section *yaml.Node) ([]AgentPostgres, error) {
 		}
 		if _, err := a.ReadDSN(); err != nil {
 			return nil, fmt.Errorf("line %d: %w", item.Line, err)
-		}
-		if lines["coordinator"] == 0 {
-			a.Coordinator = "" // the one that runs it
 		}
 		list = append(list, a)
 	}

@@ -21,11 +21,11 @@ import (
 	"github.com/assent-tx/assent/participant"
 )
 
-// Config of an agent. Service, DSN, CoordinatorURL and BaseURL are required.
+// Config of an agent. Service, DSN and BaseURL are required.
 type Config struct {
 	Service        string
 	DSN            string // never logged, and in no error
-	CoordinatorURL string
+	CoordinatorURL string // of one or several nodes, divided by commas; default: what the environment says, as in package discovery
 	BaseURL        string // under which the coordinator reaches Handler
 
 	Isolation        string        // of branches: serializable (default), repeatable read, read committed
@@ -51,8 +51,8 @@ var isolations = map[string]sql.IsolationLevel{
 }
 
 func (c *Config) complete() error {
-	if c.Service == "" || c.CoordinatorURL == "" || c.BaseURL == "" {
-		return errors.New("service, coordinator and base URL are required")
+	if c.Service == "" || c.BaseURL == "" {
+		return errors.New("service and base URL are required")
 	}
 	if _, ok := isolations[c.Isolation]; !ok {
 		return fmt.Errorf("isolation %q is none of serializable, repeatable read, read committed", c.Isolation)
@@ -119,13 +119,18 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	conn.RuntimeParams["lock_timeout"] = strconv.FormatInt(cfg.LockTimeout.Milliseconds(), 10)
 	conf.MaxConns = int32(min(cfg.MaxConns, 10_000))
 	conf.MaxConnIdleTime = 5 * time.Minute
+	coord, err := newCoordinator(cfg.CoordinatorURL, cfg.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("agent of %s: coordinator: %w", cfg.Service, err)
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, conf)
 	if err != nil {
+		coord.close()
 		return nil, fmt.Errorf("agent of %s: %w", cfg.Service, err)
 	}
 	db := stdlib.OpenDBFromPool(pool)
 	a := &Agent{
-		cfg: cfg, db: db, pool: pool, coord: newCoordinator(cfg.CoordinatorURL), log: cfg.Logger.With("service", cfg.Service),
+		cfg: cfg, db: db, pool: pool, coord: coord, log: cfg.Logger.With("service", cfg.Service),
 		suspect: map[string]bool{}, warned: map[string]bool{},
 	}
 	a.metrics = newMetrics()

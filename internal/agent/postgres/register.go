@@ -27,13 +27,13 @@ func (a *Agent) keepRegistered(ctx context.Context) error {
 	defer tick.Stop()
 	for registered := false; ; registered = a.isRegistered(ctx) {
 		if !registered {
-			if err := participant.Register(ctx, nil, a.cfg.CoordinatorURL, a.cfg.Service, a.registration()); err != nil {
+			if err := participant.RegisterAt(ctx, a.coord.nodes, a.cfg.Service, a.registration()); err != nil {
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
 				return err
 			}
-			a.log.Info("registered", "coordinator", a.cfg.CoordinatorURL, "at", a.cfg.BaseURL)
+			a.log.Info("registered", "coordinator", a.coord.nodes.String(), "at", a.cfg.BaseURL)
 		}
 		select {
 		case <-ctx.Done():
@@ -51,7 +51,7 @@ func (a *Agent) isRegistered(ctx context.Context) bool {
 		HTTP         participant.Endpoints
 		Capabilities []string
 	}
-	status, reason, err := a.coord.ask(ctx, http.MethodGet, "/v1/services/"+a.cfg.Service, &now)
+	status, reason, err := a.coord.ask(ctx, "", http.MethodGet, "/v1/services/"+a.cfg.Service, &now)
 	want := a.registration()
 	switch {
 	case err != nil:
