@@ -31,6 +31,13 @@ func armed() (string, int64) {
 	return name, count
 }
 
+// HashCheckEveryUs is how often replicas compare their states: ASSENT_HASH_CHECK_US. 0:
+// as configured.
+func HashCheckEveryUs() int64 {
+	every, _ := strconv.ParseInt(os.Getenv("ASSENT_HASH_CHECK_US"), 10, 64) // 0 if it is not there
+	return every
+}
+
 // Here ends the process if the point is armed and reached for the armed time.
 func Here(point string) {
 	if point == name && left.Add(-1) == 0 {

@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/assent-tx/assent/internal/failpoint"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/replog"
 	"github.com/assent-tx/assent/internal/rm"
@@ -122,6 +123,9 @@ func New(cfg Config, caller rm.Caller, metrics *Metrics) *Node {
 	for i := range cfg.Shards {
 		sc := cfg.Shard
 		sc.Shard, sc.Shards, sc.Node = i, cfg.Shards, cfg.Name
+		if every := failpoint.HashCheckEveryUs(); every > 0 {
+			sc.HashCheckIntervalUs = every
+		}
 		n.runners = append(n.runners, newRunner(n, sc))
 	}
 	for _, r := range n.runners {

@@ -8,17 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 )
 
 // Process is one coordinator: its data directory and addresses stay, the process
 // comes and goes.
 type Process struct {
+	Name   string // of the node, in a cluster
 	URL    string // of the REST API
 	Data   string
 	binary string
@@ -26,6 +29,7 @@ type Process struct {
 	grpc   string
 	extra  []string
 	cmd    *exec.Cmd
+	ended  bool          // by Kill or Terminate
 	exited chan struct{} // closed when the process is gone
 	client *http.Client
 }
@@ -46,13 +50,20 @@ func New(binary, data string, extra ...string) (*Process, error) {
 	return p, nil
 }
 
-// FreeAddress is a loopback address that nobody listens on.
+// FreeAddress is a loopback address that nobody listens on. Its port is none that the
+// system gives to outgoing connections: so it stays free while a process that is to come
+// back there is down.
 func FreeAddress() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	const lowest, ports, tries = 12000, 20000, 1000
+	var last error
+	for range tries {
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(ports)))
+		if err == nil {
+			return ln.Addr().String(), ln.Close()
+		}
+		last = err
 	}
-	return ln.Addr().String(), ln.Close()
+	return "", fmt.Errorf("no free port: %w", last)
 }
 
 // Use has the next start run another binary.
@@ -92,6 +103,7 @@ func (p *Process) Launch(env ...string) error {
 	cmd := exec.Command(p.binary, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = attributes()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -100,7 +112,7 @@ func (p *Process) Launch(env ...string) error {
 		_ = cmd.Wait() // how it ended is the test's business: it was killed
 		close(exited)
 	}()
-	p.cmd, p.exited = cmd, exited
+	p.cmd, p.exited, p.ended = cmd, exited, false
 	return nil
 }
 
@@ -128,9 +140,39 @@ func (p *Process) Kill() {
 	if p.cmd == nil {
 		return
 	}
+	p.ended = true
 	_ = p.cmd.Process.Kill() // fails only if it is gone already
 	<-p.exited
 }
+
+// Terminate asks the process to end, and returns its exit code.
+func (p *Process) Terminate() int {
+	p.ended = true
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails only if it is gone already
+	return p.ExitCode()
+}
+
+// Pause stops the process, which does not know of it, until Resume.
+func (p *Process) Pause() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume lets it go on.
+func (p *Process) Resume() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Running reports whether the process is there, paused or not.
+func (p *Process) Running() bool {
+	if p.cmd == nil {
+		return false
+	}
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// Died reports whether the process ended by itself.
+func (p *Process) Died() bool { return p.cmd != nil && !p.ended && !p.Running() }
 
 // Get returns the body of a 200 answer.
 func (p *Process) Get(ctx context.Context, path string) ([]byte, error) {
