@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,9 +78,11 @@ type history struct {
 	client   *assent.Client
 	services map[string]listService
 	names    []string
-	locks    bool // off: a planted bug
-	whole    bool // submit transactions as a whole: an open branch would hold all of an SQLite database
-	mixed    bool // submit every third as a whole
+	locks    bool            // off: a planted bug
+	whole    bool            // submit transactions as a whole: an open branch would hold all of an SQLite database
+	mixed    bool            // submit every third as a whole
+	alone    map[string]bool // services whose operations are only submitted as a whole
+	prefix   string          // of keys
 	check.Recorder
 	values  atomic.Int64
 	process atomic.Int64
@@ -88,6 +91,18 @@ type history struct {
 }
 
 const historyKeys = 3 // of each service
+
+func (h *history) key(service string, n int) string {
+	return fmt.Sprintf("%s/%sk%d", service, h.prefix, n)
+}
+
+// atOnce reports whether operations may not be taken step by step.
+func (h *history) atOnce(mops []check.Mop) bool {
+	return slices.ContainsFunc(mops, func(m check.Mop) bool {
+		service, _, _ := strings.Cut(m.Key, "/")
+		return h.alone[service]
+	})
+}
 
 func (h *history) lock(key string, mode assent.Mode) assent.Lock {
 	if !h.locks { // a key that nobody else locks
@@ -105,7 +120,7 @@ func (h *history) clients(ctx context.Context, t *testing.T, n int) {
 				var mops []check.Mop
 				for range 1 + rand.IntN(4) {
 					name := h.names[rand.IntN(len(h.names))]
-					mops = append(mops, check.Mop{Append: rand.IntN(2) == 0, Key: fmt.Sprintf("%s/k%d", name, rand.IntN(historyKeys))})
+					mops = append(mops, check.Mop{Append: rand.IntN(2) == 0, Key: h.key(name, rand.IntN(historyKeys))})
 				}
 				if err := h.transaction(t.Context(), process, mops); err != nil {
 					t.Error(err)
@@ -122,7 +137,7 @@ func (h *history) clients(ctx context.Context, t *testing.T, n int) {
 func (h *history) transaction(ctx context.Context, process int, mops []check.Mop) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if h.whole || h.mixed && rand.IntN(3) == 0 {
+	if h.whole || h.mixed && rand.IntN(3) == 0 || h.atOnce(mops) {
 		return h.submit(ctx, process, mops)
 	}
 	tries := 0
@@ -241,7 +256,7 @@ func (h *history) judge(t *testing.T) []check.Anomaly {
 	var all []check.Mop
 	for _, name := range h.names {
 		for k := range historyKeys {
-			all = append(all, check.Mop{Key: fmt.Sprintf("%s/k%d", name, k)})
+			all = append(all, check.Mop{Key: h.key(name, k)})
 		}
 	}
 	if err := h.transaction(t.Context(), int(h.process.Add(1)), all); err != nil {

@@ -163,3 +163,8 @@ func (l *Ledger) Close() error {
 func (l *Ledger) Register(ctx context.Context, coordinator string) error {
 	return l.part.Register(ctx, coordinator, l.url+"/assent")
 }
+
+// RegisterAt is Register for a book that is reached at another URL than its own.
+func (l *Ledger) RegisterAt(ctx context.Context, coordinator, url string) error {
+	return l.part.Register(ctx, coordinator, url+"/assent")
+}
