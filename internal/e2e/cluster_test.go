@@ -544,7 +544,7 @@ func (c *cluster) interactive(ctx context.Context, now func(service string) bool
 		for _, op := range c.bank.transfer(tx.ID(), from, to) {
 			if _, err := tx.Do(ctx, assent.StepOperation{Operation: op, Now: now(op.Service)}); err != nil {
 				if a := (*assent.AbortedError)(nil); errors.As(err, &a) {
-					why[tx.ID()] = fmt.Sprintf("%s: %s", a.Reason, a.Message)
+					why[tx.ID()] = a.Reason
 				}
 				return err
 			}
@@ -556,6 +556,12 @@ func (c *cluster) interactive(ctx context.Context, now func(service string) bool
 	last := len(tries) - 1
 	for i, id := range tries {
 		if i < last {
+			if t, err := c.client.Get(ctx, id); err == nil && t.Abort != nil && why[id] == "" {
+				why[id] = t.Abort.Reason
+				if c.bank.covered {
+					c.t.Logf("transaction %s: %+v", id, *t)
+				}
+			}
 			c.bank.tell(id, "aborted", cmp.Or(why[id], "in its commit"))
 		}
 	}

@@ -53,6 +53,13 @@ func (c *child) kill() {
 	}
 }
 
+// signal sends one, if the process is there.
+func (c *child) signal(s os.Signal) {
+	if c.cmd != nil {
+		_ = c.cmd.Process.Signal(s) // fails only if it is gone already
+	}
+}
+
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	address, err := serveproc.FreeAddress()
