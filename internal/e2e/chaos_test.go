@@ -178,7 +178,7 @@ func (c *chaos) participants(ctx context.Context) {
 			"ledger", "--name", name, "--dir", c.dir, "--listen", freeAddress(c.t), "--coordinator", c.balance,
 			"--accounts", fmt.Sprint(accounts), "--balance", fmt.Sprint(balance),
 		}}
-		c.bank.places = append(c.bank.places, &sqlitePlace{name, filepath.Join(c.dir, name+".db"), balance})
+		c.bank.places = append(c.bank.places, &sqlitePlace{name, filepath.Join(c.dir, name+".db"), accounts * balance})
 		c.history.names, c.history.alone[name], c.history.services[name] = append(c.history.names, name), true, onLedger{}
 	}
 	for _, name := range []string{"pg-a", "pg-b"} {

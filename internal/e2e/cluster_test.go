@@ -215,13 +215,21 @@ type bank struct {
 	commits []time.Time
 }
 
-// transfer notes and makes the operations of one.
-func (b *bank) transfer(id string, from, to place) []assent.Operation {
+// ownAccounts are further accounts of a covered bank, each for one client that no other
+// can be in the way of.
+const ownAccounts = 8
+
+// transfer notes and makes the operations of one; own is the client's own account in each
+// place, 0: any.
+func (b *bank) transfer(id string, from, to place, own int) []assent.Operation {
 	amount := 1 + rand.IntN(40)
 	if b.covered {
 		amount = 1
 	}
 	legs := []leg{{from.name(), 1 + rand.IntN(accounts), -amount}, {to.name(), 1 + rand.IntN(accounts), amount}}
+	if own > 0 {
+		legs[0].account, legs[1].account = accounts+own, accounts+own
+	}
 	b.mu.Lock()
 	b.legs[id] = slices.Clone(legs)
 	b.mu.Unlock()
@@ -329,7 +337,7 @@ const bookBalance = 1_000_000 // of each account behind a gate
 // sqlitePlace is a ledger; its file is read beside the process.
 type sqlitePlace struct {
 	service, file string
-	each          int // held by each account at first
+	held          int // by all accounts at first
 }
 
 func (p *sqlitePlace) name() string { return p.service }
@@ -361,7 +369,7 @@ func (p *sqlitePlace) books(ctx context.Context) (legs map[string][]leg, holds, 
 		db.QueryRowContext(ctx, "SELECT COALESCE(SUM(balance), 0) FROM account").Scan(&holds),
 		db.QueryRowContext(ctx, "SELECT (SELECT COUNT(*) FROM hold) + (SELECT COUNT(*) FROM pending)").Scan(&doubt),
 	)
-	return legs, holds, accounts * p.each, doubt, err
+	return legs, holds, p.held, doubt, err
 }
 
 // caller submits with plain HTTP: at a node, and at the next one with the same id if that
@@ -486,7 +494,7 @@ func (c *cluster) oneShots(ctx context.Context, l *load, clients int) {
 			for ctx.Err() == nil {
 				id := assent.NewID()
 				from, to := c.bank.pair()
-				ops := c.bank.transfer(id, from, to)
+				ops := c.bank.transfer(id, from, to, 0)
 				hard, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 				begun := time.Now()
 				o, err := c.caller.submit(hard, &at, id, ops, 30*time.Second)
@@ -515,10 +523,14 @@ func (c *cluster) oneShots(ctx context.Context, l *load, clients int) {
 // stepByStep make transfers in interactive transactions: the debit now, if the place can,
 // the credit with the commit.
 func (c *cluster) stepByStep(ctx context.Context, l *load, clients int, now func(service string) bool) {
-	for range clients {
+	for i := range clients {
+		own := 0
+		if c.bank.covered {
+			own = 1 + i
+		}
 		l.all.Go(func() {
 			for ctx.Err() == nil {
-				if err := c.interactive(ctx, now); err != nil {
+				if err := c.interactive(ctx, own, now); err != nil {
 					c.t.Error(err)
 					return
 				}
@@ -527,7 +539,7 @@ func (c *cluster) stepByStep(ctx context.Context, l *load, clients int, now func
 	}
 }
 
-func (c *cluster) interactive(ctx context.Context, now func(service string) bool) error {
+func (c *cluster) interactive(ctx context.Context, own int, now func(service string) bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	var tries []string
@@ -541,7 +553,7 @@ func (c *cluster) interactive(ctx context.Context, now func(service string) bool
 	}()
 	err := c.client.Run(ctx, func(ctx context.Context, tx *assent.Tx) error {
 		tries = append(tries, tx.ID())
-		for _, op := range c.bank.transfer(tx.ID(), from, to) {
+		for _, op := range c.bank.transfer(tx.ID(), from, to, own) {
 			if _, err := tx.Do(ctx, assent.StepOperation{Operation: op, Now: now(op.Service)}); err != nil {
 				if a := (*assent.AbortedError)(nil); errors.As(err, &a) {
 					why[tx.ID()] = a.Reason
@@ -632,7 +644,7 @@ type call struct {
 // behindGate opens a ledger and registers it at a gate.
 func (c *cluster) behindGate(ctx context.Context, name string) *gate {
 	c.t.Helper()
-	book, err := ledger.Open(c.dir, name, accounts, bookBalance, nil)
+	book, err := ledger.Open(c.dir, name, accounts+ownAccounts, bookBalance, nil)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -682,7 +694,7 @@ func (c *cluster) behindGate(ctx context.Context, name string) *gate {
 	if err := book.RegisterAt(ctx, c.balance, g.URL); err != nil {
 		c.t.Fatal(err)
 	}
-	c.bank.places = append(c.bank.places, &sqlitePlace{name, filepath.Join(c.dir, name+".db"), bookBalance})
+	c.bank.places = append(c.bank.places, &sqlitePlace{name, filepath.Join(c.dir, name+".db"), (accounts + ownAccounts) * bookBalance})
 	return g
 }
 

@@ -103,7 +103,7 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 	const heaped, apart = 8, 12
 	for i := range heaped + apart {
 		id := assent.NewID()
-		ops := c.bank.transfer(id, a, b)
+		ops := c.bank.transfer(id, a, b, 0)
 		if i < heaped { // all wait for one key besides
 			ops[0].Locks = append(ops[0].Locks, assent.Exclusive("heap"))
 		}
@@ -130,7 +130,7 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 			err := c.client.Run(ctx, func(ctx context.Context, tx *assent.Tx) error {
 				tries++
 				last = tx.ID()
-				ops := c.bank.transfer(tx.ID(), third, a)
+				ops := c.bank.transfer(tx.ID(), third, a, 1+i)
 				err := tx.Lock(ctx, assent.Exclusive(fmt.Sprint("own/", i)).Of("bank-a"))
 				if err == nil {
 					// The ledger has one open branch at a time: only one transaction executes.
