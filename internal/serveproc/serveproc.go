@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -50,14 +51,21 @@ func New(binary, data string, extra ...string) (*Process, error) {
 	return p, nil
 }
 
-// FreeAddress is a loopback address that nobody listens on. Its port is none that the
-// system gives to outgoing connections: so it stays free while a process that is to come
-// back there is down.
+// given are the ports that FreeAddress has returned.
+var given sync.Map
+
+// FreeAddress is a loopback address that nobody listens on, each time another one. Its
+// port is none that the system gives to outgoing connections: so it stays free while a
+// process that is to come back there is down.
 func FreeAddress() (string, error) {
 	const lowest, ports, tries = 12000, 20000, 1000
 	var last error
 	for range tries {
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", lowest+rand.IntN(ports)))
+		port := lowest + rand.IntN(ports)
+		if _, taken := given.LoadOrStore(port, true); taken {
+			continue
+		}
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			return ln.Addr().String(), ln.Close()
 		}
