@@ -333,3 +333,32 @@ func TestHungDiskIsFatal(t *testing.T) {
 	}
 	disk.gate.Unlock()
 }
+
+// TestStallWatch: only time in which the process ran counts.
+func TestStallWatch(t *testing.T) {
+	const limit, second = 3 * time.Second, int64(time.Second)
+	w := newStallWatch(limit, 2)
+	at := func(now time.Duration) (stalled bool) {
+		w.tick(now)
+		_ = w.took(1, 0)
+		return w.took(0, second) > limit
+	}
+	now := time.Second
+	for ; now < 2*time.Second; now += w.every {
+		if at(now) {
+			t.Fatal("a write of a second is stalled")
+		}
+	}
+	now += time.Hour // the process is stopped
+	resumed := now
+	for !at(now) {
+		now += w.every
+	}
+	if ran := now - resumed; ran < limit/4 || ran > limit {
+		t.Errorf("stalled %v after the process went on, and a second before", ran)
+	}
+	w.tick(now + w.every)
+	if took := w.took(0, int64(now)); took != 0 {
+		t.Errorf("the next write has taken %v when it is first seen", took)
+	}
+}

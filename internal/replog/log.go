@@ -447,8 +447,8 @@ func (l *Log) fail(err error) {
 // would otherwise keep its lead for ever.
 func (l *Log) watchStalls() {
 	defer l.wg.Done()
-	limit := time.Duration(l.cfg.AppendStallMs) * time.Millisecond
-	tick := time.NewTicker(max(limit/8, time.Millisecond))
+	w := newStallWatch(time.Duration(l.cfg.AppendStallMs)*time.Millisecond, len(l.groups))
+	tick := time.NewTicker(w.every)
 	defer tick.Stop()
 	for {
 		select {
@@ -458,16 +458,49 @@ func (l *Log) watchStalls() {
 		case <-l.failed:
 			return
 		}
-		for _, g := range l.groups {
-			began := g.store.writing.Load()
-			if began == 0 {
-				continue
-			}
-			if took := l.now() - time.Duration(began); took > limit {
+		w.tick(l.now())
+		for i, g := range l.groups {
+			if took := w.took(i, g.store.writing.Load()); took > w.limit {
 				l.fail(fmt.Errorf("%w: shard %d: a write is not on disk after %v", ErrAppendStalled, g.shard, took.Round(time.Millisecond)))
 			}
 		}
 	}
+}
+
+// stallWatch measures writes in time that this process has run. A process that was
+// stopped, or whose machine was, finds all its writes old when it goes on, and the disk
+// is not to blame for that.
+type stallWatch struct {
+	limit, every time.Duration
+	last, ran    time.Duration
+	writes       []watchedWrite // by group
+}
+
+type watchedWrite struct {
+	began int64         // as in store.writing
+	since time.Duration // of stallWatch.ran, when it was first seen
+}
+
+func newStallWatch(limit time.Duration, groups int) *stallWatch {
+	return &stallWatch{limit: limit, every: max(limit/8, time.Millisecond), writes: make([]watchedWrite, groups)}
+}
+
+// tick is told the time, every so often: a gap between two counts as twice that at most.
+func (w *stallWatch) tick(now time.Duration) {
+	w.ran += min(now-w.last, 2*w.every)
+	w.last = now
+}
+
+// took is for how long a group's write that began then has been under way; 0: none is.
+func (w *stallWatch) took(group int, began int64) time.Duration {
+	s := &w.writes[group]
+	if began != s.began {
+		*s = watchedWrite{began, w.ran}
+	}
+	if began == 0 {
+		return 0
+	}
+	return w.ran - s.since
 }
 
 func (l *Log) kickFloor() {
