@@ -6,6 +6,7 @@ CLUSTERS ?= 10000
 FUZZTIME ?= 60s
 ROUNDS   ?= 20
 MINUTES  ?= 10
+KILLS    ?= 100
 HISTORY_SECONDS ?= 60
 SESSIONS ?= 5000
 MUTANTS  ?=
@@ -19,7 +20,7 @@ GOLANGCI = $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.1
 GOFILES = $(shell find . -name '*.go' -not -path './.*/*' -not -path '*/testdata/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test lint fmt fuzz sim mutants kill kill-postgres history bench proto demo
+.PHONY: help deps build test lint fmt fuzz sim mutants kill kill-postgres chaos failover history bench proto demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +76,12 @@ history: ## HISTORY_SECONDS of killing while clients append and read, and what t
 
 kill-postgres: ## MINUTES of killing coordinator, servers, agents and service while money moves between two databases
 	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run KillPostgres -kill.minutes $(MINUTES)
+
+chaos: ## MINUTES of breaking nodes, networks, services and databases of a cluster at random, with an audit every 90 s; CHAOS_SEED repeats an order of faults
+	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run 'TestChaos$$' -chaos.minutes $(MINUTES) $(if $(CHAOS_SEED),-chaos.seed $(CHAOS_SEED))
+
+failover: ## KILLS of leaders under load: how long nothing commits
+	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run 'TestFailoverGap$$' -failover.kills $(KILLS)
 
 bench: ## benchmarks matching BENCH, then the coordinator as a whole; docs/PERFORMANCE.md says what to expect
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime 300ms ./...

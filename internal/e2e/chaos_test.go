@@ -67,6 +67,7 @@ type chaos struct {
 	history  *history
 	disk     *serveproc.Process // the node on a small disk; nil: there is none
 	filler   string
+	compared bool // replicas did compare their states
 }
 
 // fault is something that breaks, until everything is mended.
@@ -110,6 +111,24 @@ func TestChaos(t *testing.T) {
 		})
 	}
 	t.Log(c.caller.seen())
+	if !c.compared && !t.Failed() {
+		t.Error("replicas never compared their states")
+	}
+}
+
+// lookAtComparisons notes whether replicas have compared their states; a node that
+// differs ends by itself.
+func (c *chaos) lookAtComparisons(ctx context.Context) {
+	for _, n := range c.Nodes {
+		metrics, _ := n.Get(ctx, "/metrics") // it may be down, and counts anew then
+		for line := range strings.Lines(string(metrics)) {
+			var times float64
+			if rest, found := strings.CutPrefix(line, `assent_state_checks_total{result="equal"}`); found {
+				_, _ = fmt.Sscan(rest, &times)
+				c.compared = c.compared || times > 0
+			}
+		}
+	}
 }
 
 // round breaks things until a moment, and audits.
@@ -129,6 +148,9 @@ func (c *chaos) round(ctx context.Context, round int, until time.Time, next func
 	}
 	work(10, time.Minute, "at the beginning")
 	for time.Now().Before(until) && !c.t.Failed() {
+		if !c.compared {
+			c.lookAtComparisons(ctx)
+		}
 		f := next()
 		names, survivable := f.name, f.survivable
 		start, before := time.Now(), c.bank.committed.Load()
@@ -160,7 +182,7 @@ func (c *chaos) round(ctx context.Context, round int, until time.Time, next func
 		c.t.Errorf("%s: %s", a.Kind, a.Text)
 	}
 	for _, n := range c.Nodes {
-		for _, word := range []string{"panic", "differs from the leader"} {
+		for _, word := range []string{"panic", "STATE DIVERGED"} {
 			if strings.Contains(n.LogText(), word) {
 				c.t.Errorf("the log of %s speaks of %q", n.Name, word)
 			}

@@ -279,10 +279,26 @@ func (b *bank) progress(ctx context.Context, n int64) error {
 	return nil
 }
 
-// audit: each transfer is everywhere, once, or nowhere, as its client was told; no money
-// was made, nothing is in doubt.
+// audit reports what is wrong, and how much there was.
 func (b *bank) audit(ctx context.Context, t *testing.T) {
 	t.Helper()
+	found, err := b.findings(ctx)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, f := range found {
+		t.Error(f)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t.Logf("%d transfers: %d committed, %d aborted %v, %d unknown to their clients",
+		len(b.legs), b.committed.Load(), b.aborted.Load(), b.reasons, len(b.legs)-len(b.told))
+}
+
+// findings is what contradicts this: each transfer is everywhere, once, or nowhere, as its
+// client was told; no money was made; nothing is in doubt.
+func (b *bank) findings(ctx context.Context) (list []string, err error) {
+	bad := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	found := map[string][]leg{}
@@ -290,8 +306,7 @@ func (b *bank) audit(ctx context.Context, t *testing.T) {
 	for _, p := range b.places {
 		legs, holds, held, doubt, err := p.books(ctx)
 		if err != nil {
-			t.Errorf("%s: %v", p.name(), err)
-			return
+			return nil, fmt.Errorf("%s: %w", p.name(), err)
 		}
 		moved := 0
 		for id, list := range legs {
@@ -301,15 +316,15 @@ func (b *bank) audit(ctx context.Context, t *testing.T) {
 			}
 		}
 		if doubt != 0 {
-			t.Errorf("%s: %d branches are in doubt", p.name(), doubt)
+			bad("%s: %d branches are in doubt", p.name(), doubt)
 		}
 		if holds != held+moved {
-			t.Errorf("%s: its accounts hold %d, its transfers say %d", p.name(), holds, held+moved)
+			bad("%s: its accounts hold %d, its transfers say %d", p.name(), holds, held+moved)
 		}
 		total, atFirst = total+holds, atFirst+held
 	}
 	if total != atFirst {
-		t.Errorf("money was made or lost: %d, at the start %d", total, atFirst)
+		bad("money was made or lost: %d, at the start %d", total, atFirst)
 	}
 	for id, list := range found {
 		wanted := slices.Clone(b.legs[id])
@@ -317,19 +332,18 @@ func (b *bank) audit(ctx context.Context, t *testing.T) {
 			slices.SortFunc(l, func(a, b leg) int { return cmp.Compare(a.amount, b.amount) })
 		}
 		if !slices.Equal(list, wanted) {
-			t.Errorf("transfer %s has %v, its client asked for %v", id, list, wanted)
+			bad("transfer %s has %v, its client asked for %v", id, list, wanted)
 		}
 		if b.told[id] == "aborted" {
-			t.Errorf("transfer %s is booked, but its client was told that it is aborted", id)
+			bad("transfer %s is booked, but its client was told that it is aborted", id)
 		}
 	}
 	for id, state := range b.told {
 		if state == "committed" && found[id] == nil {
-			t.Errorf("transfer %s is nowhere, but its client was told that it is committed", id)
+			bad("transfer %s is nowhere, but its client was told that it is committed", id)
 		}
 	}
-	unknown := len(b.legs) - len(b.told)
-	t.Logf("%d transfers: %d committed, %d aborted %v, %d unknown to their clients", len(b.legs), b.committed.Load(), b.aborted.Load(), b.reasons, unknown)
+	return list, nil
 }
 
 const bookBalance = 1_000_000 // of each account behind a gate
@@ -725,4 +739,55 @@ func (g *gate) judge(t *testing.T) (late int) {
 		ended[b] = k.Phase
 	}
 	return late
+}
+
+// fakePlace holds what it is told to.
+type fakePlace struct {
+	service      string
+	legs         map[string][]leg
+	holds, doubt int
+}
+
+func (p *fakePlace) name() string            { return p.service }
+func (p *fakePlace) payload(string, leg) any { return nil }
+func (p *fakePlace) books(context.Context) (legs map[string][]leg, holds, held, doubt int, err error) {
+	return p.legs, p.holds, 100, p.doubt, nil
+}
+
+// TestBankAuditBites damages equal books in every way that the audit must notice.
+func TestBankAuditBites(t *testing.T) {
+	for want, damage := range map[string]func(a, b *fakePlace, told map[string]string){
+		"":             func(_, _ *fakePlace, _ map[string]string) {},
+		"in doubt":     func(a, _ *fakePlace, _ map[string]string) { a.doubt = 1 },
+		"made or lost": func(_, b *fakePlace, _ map[string]string) { b.holds++ },
+		"accounts hold": func(a, b *fakePlace, _ map[string]string) {
+			a.holds, b.holds = a.holds+1, b.holds-1
+		},
+		"has [{a 1 -7}], its client": func(_, b *fakePlace, _ map[string]string) {
+			delete(b.legs, "t")
+			b.holds -= 7
+		},
+		"has [{a 1 -7} {b 2 7} {b 2 7}]": func(_, b *fakePlace, _ map[string]string) {
+			b.legs["t"] = append(b.legs["t"], b.legs["t"][0])
+			b.holds += 7
+		},
+		"told that it is aborted":                        func(_, _ *fakePlace, told map[string]string) { told["t"] = "aborted" },
+		"transfer u is nowhere, but its client was told": func(_, _ *fakePlace, told map[string]string) { told["u"] = "committed" },
+	} {
+		t.Run(want, func(t *testing.T) {
+			first, second := leg{"a", 1, -7}, leg{"b", 2, 7}
+			a := &fakePlace{service: "a", legs: map[string][]leg{"t": {first}}, holds: 93}
+			b := &fakePlace{service: "b", legs: map[string][]leg{"t": {second}}, holds: 107}
+			told := map[string]string{"t": "committed", "v": "aborted"}
+			damage(a, b, told)
+			bank := &bank{places: []place{a, b}, told: told, legs: map[string][]leg{"t": {first, second}, "u": {first, second}, "v": {first, second}}}
+			found, err := bank.findings(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text := strings.Join(found, "\n"); want == "" && text != "" || !strings.Contains(text, want) {
+				t.Errorf("found %q", text)
+			}
+		})
+	}
 }
