@@ -94,7 +94,7 @@ var Libraries = map[string][]string{
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
-	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/sim/cluster", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/node", "internal/cluster", "participant", "discovery", ".", "cmd/assent"},
+	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/sim/cluster", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/serveproc", "internal/node", "internal/cluster", "participant", "discovery", ".", "cmd/assent"},
 	"github.com/anishathalye/porcupine":   {"internal/check/linear"},
 	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
 }

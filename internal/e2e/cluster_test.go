@@ -450,13 +450,13 @@ func (c *caller) try(ctx context.Context, url string, request []byte) (o *outcom
 		if errors.As(err, &timeout) && timeout.Timeout() {
 			return nil, "no answer in time", nil
 		}
-		return nil, "no connection", nil //nolint:nilerr // it is the failure
+		return nil, "no connection", nil
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	switch {
 	case err != nil:
-		return nil, "the answer broke off", nil //nolint:nilerr // it is the failure
+		return nil, "the answer broke off", nil
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
 		return nil, fmt.Sprint("status ", resp.StatusCode), nil
 	case resp.StatusCode != http.StatusOK:

@@ -221,15 +221,16 @@ func (l *Links) pass(p *proxied, from, to string) bool {
 // its length in 4 bytes, JSON with the member who dials.
 func readGreeting(r io.Reader) (greeting []byte, from string, err error) {
 	const head = 18
-	greeting = make([]byte, head)
-	if _, err := io.ReadFull(r, greeting); err != nil {
+	var begin [head]byte
+	if _, err := io.ReadFull(r, begin[:]); err != nil {
 		return nil, "", err
 	}
-	n := binary.BigEndian.Uint32(greeting[head-4:])
-	if n > 1<<16 || !bytes.HasPrefix(greeting, []byte("assent-peer-")) {
-		return nil, "", fmt.Errorf("no greeting: %q", greeting)
+	n := binary.BigEndian.Uint32(begin[head-4:])
+	if n > 1<<16 || !bytes.HasPrefix(begin[:], []byte("assent-peer-")) {
+		return nil, "", fmt.Errorf("no greeting: %q", begin)
 	}
-	greeting = append(greeting, make([]byte, n)...)
+	greeting = make([]byte, head+n)
+	copy(greeting, begin[:])
 	if _, err := io.ReadFull(r, greeting[head:]); err != nil {
 		return nil, "", err
 	}
