@@ -621,6 +621,11 @@ func (l *Log) stopGroups() <-chan struct{} {
 			futures = append(futures, g.raft.Shutdown())
 		}
 	}
+	for _, g := range l.groups {
+		if g.raft != nil {
+			g.transport.hangUp()
+		}
+	}
 	stopped := make(chan struct{})
 	go func() {
 		for _, f := range futures {

@@ -13,6 +13,10 @@ import (
 // their size.
 const peerTimeout = 2 * time.Second
 
+// pipelineTimeout bounds how long a pipeline that is full takes no further message: the
+// two under way have peerTimeout each.
+const pipelineTimeout = 2*peerTimeout + time.Second
+
 // transport carries a group's Raft messages: over Config.Peers, or to nobody. It puts
 // its own messages among those that come in.
 type transport struct {
@@ -21,10 +25,15 @@ type transport struct {
 	closed chan struct{}
 	once   sync.Once
 	wg     sync.WaitGroup
+
+	stuckAfter time.Duration // of a pipeline
+	mu         sync.Mutex
+	pipelines  map[*pipeline]struct{}
+	hungUp     bool
 }
 
 func (l *Log) newTransport(shard uint32) *transport {
-	t := &transport{rpcs: make(chan raft.RPC), closed: make(chan struct{})}
+	t := &transport{rpcs: make(chan raft.RPC), closed: make(chan struct{}), stuckAfter: pipelineTimeout, pipelines: map[*pipeline]struct{}{}}
 	self := raft.ServerAddress(l.id.member())
 	if l.cfg.Peers == nil {
 		_, t.Transport = raft.NewInmemTransport(self)
@@ -83,6 +92,60 @@ func (t *transport) Close() error {
 		t.wg.Wait()
 	})
 	return err
+}
+
+// pipeline is the library's, which can be stuck: its sender waits for room without limit,
+// also when who takes the answers has ended, because one of them told a later term. The
+// sender would stay for ever, with its heartbeats, and the group's shutdown waits for it.
+type pipeline struct {
+	raft.AppendPipeline
+	transport *transport
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.Transport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	guarded := &pipeline{p, t}
+	t.mu.Lock()
+	t.pipelines[guarded] = struct{}{}
+	hungUp := t.hungUp
+	t.mu.Unlock()
+	if hungUp {
+		_ = guarded.Close()
+	}
+	return guarded, nil
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	stuck := time.AfterFunc(p.transport.stuckAfter, func() { _ = p.Close() })
+	defer stuck.Stop()
+	return p.AppendPipeline.AppendEntries(args, resp)
+}
+
+// Close implements raft.AppendPipeline. It may be called twice.
+func (p *pipeline) Close() error {
+	p.transport.mu.Lock()
+	delete(p.transport.pipelines, p)
+	p.transport.mu.Unlock()
+	return p.AppendPipeline.Close()
+}
+
+// hangUp ends all pipelines, for a group that shuts down.
+func (t *transport) hangUp() {
+	t.mu.Lock()
+	t.hungUp = true
+	var open []*pipeline
+	for p := range t.pipelines {
+		open = append(open, p)
+	}
+	t.mu.Unlock()
+	for _, p := range open {
+		_ = p.Close()
+	}
 }
 
 // stand has this group's voter stand for election now.
