@@ -153,10 +153,19 @@ func (p *Process) Kill() {
 	<-p.exited
 }
 
-// Terminate asks the process to end, and returns its exit code.
+// endTime is more than a process takes to end that has a limit for everything it waits for.
+const endTime = 45 * time.Second
+
+// Terminate asks the process to end, and returns its exit code. One that does not end
+// writes into its log where it hangs, and its exit code is 2.
 func (p *Process) Terminate() int {
 	p.ended = true
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails only if it is gone already
+	select {
+	case <-p.exited:
+	case <-time.After(endTime):
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+	}
 	return p.ExitCode()
 }
 
