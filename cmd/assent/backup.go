@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/assent-tx/assent/discovery"
 	"github.com/assent-tx/assent/internal/backup"
 	"github.com/assent-tx/assent/internal/replog"
 	"github.com/assent-tx/assent/internal/server"
@@ -96,19 +97,27 @@ func syncDirectory(dir string) error {
 func (c *client) download(ctx context.Context, path string, to io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, maxBackupTime+5*time.Second)
 	defer cancel()
-	long := *c.http
-	long.Timeout = 0 // ctx
+	nodes, err := discovery.New(discovery.Config{Endpoints: []string{c.flags.URL}, Static: true})
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	defer nodes.Close()
+	hc := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }} // ctx bounds it
+	defer hc.CloseIdleConnections()
 	until := time.Now().Add(c.flags.RetryFor)
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		err := downloadOnce(ctx, &long, strings.TrimSuffix(c.flags.URL, "/")+path, to)
+	for try, pause := 0, 50*time.Millisecond; ; try, pause = try+1, min(2*pause, time.Second) {
+		_, err := c.once(ctx, nodes, http.MethodGet, "/healthz", nil) // finds who is there
+		if urls := nodes.URLs(); err == nil && len(urls) > 0 {
+			err = downloadOnce(ctx, hc, strings.TrimSuffix(urls[try%len(urls)], "/")+path, to)
+		}
 		var refused *refusal
 		var nobody *unreachable
 		if err == nil || !errors.As(err, &nobody) && !(errors.As(err, &refused) && refused.retryable()) || time.Now().Add(pause).After(until) {
-			return c.explain(err)
+			return c.explain(nodes, err)
 		}
 		select {
 		case <-ctx.Done():
-			return c.explain(err)
+			return c.explain(nodes, err)
 		case <-time.After(pause):
 		}
 	}
