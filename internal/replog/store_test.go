@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ func testStore(t *testing.T) *store {
 	t.Helper()
 	cfg := config("data", newRecorder())
 	cfg.FS = vfs.NewMem()
-	cfg.ElectionTimeoutMs = 600_000
+	cfg.Join, cfg.ClusterID = true, strings.Repeat("0", 32) // it votes for nobody, and appends nothing
 	cfg.OnFatal = func(error) {}
 	l := open(t, cfg)
 	t.Cleanup(func() { _ = l.Close() })
@@ -91,7 +92,10 @@ func TestLogStore(t *testing.T) {
 			}
 		}
 	}
-	bounds(1, 1) // the bootstrap's configuration entry
+	if err := s.StoreLogs(entries(1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	bounds(1, 1)
 	if err := s.StoreLogs(entries(2, 20)); err != nil {
 		t.Fatal(err)
 	}
