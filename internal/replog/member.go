@@ -21,7 +21,7 @@ func (g *group) standIfAlone() {
 		}
 	}
 	if voters == 1 && g.votes(members) {
-		g.transport.stand()
+		g.transport.stand(func() bool { return g.raft.State() == raft.Leader })
 	}
 }
 

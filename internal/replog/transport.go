@@ -148,10 +148,15 @@ func (t *transport) hangUp() {
 	}
 }
 
-// stand has this group's voter stand for election now.
-func (t *transport) stand() {
+// stand has this group's voter stand for election now, unless it leads by then: a leader
+// that is told so steps down first, and what it was appending has no known outcome.
+func (t *transport) stand(leads func() bool) {
 	now := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
-	t.wg.Go(func() { t.deliver(raft.RPC{Command: now, RespChan: make(chan raft.RPCResponse, 1)}) })
+	t.wg.Go(func() {
+		if !leads() {
+			t.deliver(raft.RPC{Command: now, RespChan: make(chan raft.RPCResponse, 1)})
+		}
+	})
 }
 
 // streams is a group's raft.StreamLayer. Addresses are member ids.
