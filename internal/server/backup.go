@@ -17,9 +17,9 @@ import (
 // backupPath is REST only: a file, not a message.
 const backupPath = "/v1/backup"
 
-// cutOff is an error behind the first byte of the answer, when no status can be told any
+// cutOffError is one behind the first byte of the answer, when no status can be told any
 // more: the client sees fewer bytes than were announced, and a file without its end.
-type cutOff struct{ error }
+type cutOffError struct{ error }
 
 func (s *Server) backupHandler() http.Handler {
 	m := s.meters.of("rest", "Backup")
@@ -32,7 +32,7 @@ func (s *Server) backupHandler() http.Handler {
 		}
 		p := problemOf(err)
 		m.done(begin, &p)
-		var cut cutOff
+		var cut cutOffError
 		if !errors.As(err, &cut) {
 			s.refuse(w, r, &p)
 			return
@@ -86,7 +86,7 @@ func (s *Server) sendBackup(w http.ResponseWriter, r *http.Request) error {
 	h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
 	h["Content-Disposition"] = []string{fmt.Sprintf("attachment; filename=%q", "assent-"+head.TakenAt.Format("20060102T150405Z")+".backup")}
 	if err := writeBackup(ctx, &pacedWriter{w, s.limits.WriteTimeout}, head, b); err != nil {
-		return cutOff{err}
+		return cutOffError{err}
 	}
 	return nil
 }
