@@ -53,6 +53,10 @@ func aBackup(t *testing.T) []byte {
 func serveBytes(t *testing.T, status int, body []byte) (url string) {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			_, _ = w.Write([]byte("{}"))
+			return
+		}
 		if r.Method != http.MethodGet || r.URL.Path != "/v1/backup" {
 			t.Errorf("asked %s %s", r.Method, r.URL)
 		}
