@@ -92,7 +92,7 @@ func TestChaos(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	t.Logf("-chaos.seed %d", seed)
-	c := &chaos{cluster: newCluster(t, 3), random: rand.New(rand.NewPCG(seed, 0)), children: map[string]*child{}}
+	c := &chaos{cluster: newCluster(t, 3, "--min-free-space", "16MiB"), random: rand.New(rand.NewPCG(seed, 0)), children: map[string]*child{}}
 	c.smallDisk()
 	c.start(ctx)
 	c.participants(ctx)
@@ -347,7 +347,8 @@ func (c *chaos) faults() []fault {
 		fault{"a database is killed", false, false, func(context.Context) { c.servers[c.random.IntN(len(c.servers))].Kill() }},
 	)
 	if c.disk != nil {
-		list = append(list, fault{"a disk is full", true, false, func(context.Context) {
+		// Until a write fails, the node refuses new transactions of the shards that it leads.
+		list = append(list, fault{"a disk is full", false, false, func(context.Context) {
 			f, err := os.Create(c.filler)
 			if err != nil {
 				return // full already

@@ -41,11 +41,11 @@ func TestStuckPipeline(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			failed := make(chan error)
+			failed := make(chan struct{})
 			go func() {
 				for {
 					if _, err := p.AppendEntries(&raft.AppendEntriesRequest{Term: 1}, &raft.AppendEntriesResponse{}); err != nil {
-						failed <- err
+						close(failed)
 						return
 					}
 				}
