@@ -143,7 +143,7 @@ func (c *chaos) round(ctx context.Context, round int, until time.Time, next func
 		limited, cancel := context.WithTimeout(ctx, within)
 		defer cancel()
 		if err := c.bank.progress(limited, n); err != nil {
-			c.t.Errorf("%s: %v", when, err)
+			c.t.Errorf("%s: %v; %s", when, err, c.caller.seen())
 		}
 	}
 	work(10, time.Minute, "at the beginning")

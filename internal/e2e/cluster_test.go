@@ -458,7 +458,13 @@ func (c *caller) try(ctx context.Context, url string, request []byte) (o *outcom
 	case err != nil:
 		return nil, "the answer broke off", nil
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
-		return nil, fmt.Sprint("status ", resp.StatusCode), nil
+		var why struct{ Details []struct{ Reason string } }
+		_ = json.Unmarshal(answer, &why) // who it is not from says nothing
+		failure = fmt.Sprint("status ", resp.StatusCode)
+		if len(why.Details) > 0 {
+			failure += " " + why.Details[0].Reason
+		}
+		return nil, failure, nil
 	case resp.StatusCode != http.StatusOK:
 		return nil, "", fmt.Errorf("refused with status %d: %s", resp.StatusCode, bytes.TrimSpace(answer))
 	}
