@@ -77,6 +77,7 @@ func (c *Cluster) tellStatus() {
 	defer tick.Stop()
 	var told []uint64
 	var next time.Time
+	down := map[string]bool{} // members that the log says are down
 	for {
 		leads := c.leads(r)
 		news := !slices.Equal(leads, told)
@@ -92,6 +93,7 @@ func (c *Cluster) tellStatus() {
 			}
 			c.giveUpForwards()
 			c.agreeOnLevel(r)
+			c.sayWhoIsDown(r, down)
 		}
 		select {
 		case <-tick.C:
@@ -99,6 +101,29 @@ func (c *Cluster) tellStatus() {
 			return
 		}
 	}
+}
+
+// sayWhoIsDown logs changes alone. Who was never heard is starting.
+func (c *Cluster) sayWhoIsDown(r *running, down map[string]bool) {
+	for _, m := range c.others(r) {
+		switch up := c.up(m); {
+		case up && down[m]:
+			delete(down, m)
+			c.log.Info("a node of the cluster is heard again", "member", m)
+		case !up && !down[m]:
+			if c.everHeard(m) {
+				down[m] = true
+				c.log.Warn("a node of the cluster is not heard any more", "member", m)
+			}
+		}
+	}
+}
+
+func (c *Cluster) everHeard(member string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h := c.heard[member]
+	return h != nil && !h.at.IsZero()
 }
 
 // others are the other members: those of the registry's log, which everybody follows.

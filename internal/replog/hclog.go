@@ -18,6 +18,21 @@ type hclogSink struct {
 	lone bool
 }
 
+// connectionTalk are messages about connections to members that are down, starting or
+// ending: several a second of each group. Who is down is said once, by package cluster.
+var connectionTalk = map[string]bool{
+	"failed to decode incoming command": true, "failed to flush response": true, "failed to accept connection": true,
+	"failed to appendEntries to": true, "failed to heartbeat to": true, "failed to pipeline appendEntries": true, "aborting pipeline replication": true,
+	"failed to make requestVote RPC": true, "failed to start pipeline replication to": true, "failed to contact": true,
+
+	// What an instance without a replica says, and who is asked for a vote in vain.
+	"no known peers, aborting election": true, "not part of stable configuration, aborting election": true,
+	"heartbeat timeout reached, not part of a stable configuration or a non-voter, not triggering a leader election": true,
+	"rejecting vote request since we have a leader": true, "rejecting vote request since node is not in configuration": true,
+	"rejecting vote request since node is not a voter": true, "rejecting pre-vote request since we have a leader": true,
+	"rejecting pre-vote request since node is not in configuration": true, "rejecting pre-vote request since node is not a voter": true,
+}
+
 func raftLogger(logger *slog.Logger, lone bool) hclog.Logger {
 	level := hclog.Warn
 	if logger.Enabled(context.Background(), slog.LevelDebug) {
@@ -40,8 +55,11 @@ func (s *hclogSink) Accept(name string, level hclog.Level, msg string, args ...a
 	case level >= hclog.Warn:
 		to = slog.LevelWarn
 	}
-	if s.lone && msg == "heartbeat timeout reached, starting election" {
+	if connectionTalk[msg] || s.lone && msg == "heartbeat timeout reached, starting election" {
 		to = slog.LevelDebug
+	}
+	if !s.logger.Enabled(context.Background(), to) {
+		return
 	}
 	plain := make([]any, len(args))
 	for i, a := range args {

@@ -361,7 +361,7 @@ func (l *Log) startRaft(g *group) (err error) {
 	rc.SnapshotInterval = 24 * time.Hour // never: takeSnapshots decides
 	rc.SnapshotThreshold = 1 << 62
 	rc.NotifyCh = g.notify
-	rc.Logger = raftLogger(l.cfg.Logger.With("shard", g.shard), true)
+	rc.Logger = raftLogger(l.cfg.Logger.With("shard", g.shard), l.cfg.Peers == nil)
 	rc.NoLegacyTelemetry = true
 	rc.ShutdownOnRemove = false // it idles, and may be taken in again
 	g.transport = l.newTransport(g.shard)
