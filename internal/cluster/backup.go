@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -48,20 +49,31 @@ type backupTold struct {
 	Piece []byte `json:"piece,omitempty"`
 }
 
+// nameOfAsker is in a backup's id: a node makes one at a time, so a new one replaces what is
+// left of its last.
+func nameOfAsker(id string) string {
+	asker, _, _ := strings.Cut(id, "/")
+	return asker
+}
+
 // claim makes the backup the one whose parts are kept here.
 func (k *captured) claim(id string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.id != id && k.id != "" && time.Since(k.used) < backupKept {
-		e := reason.New(reason.Overloaded, "one at a time; one that was given up is forgotten after "+backupKept.String(), "another backup is being made")
-		e.RetryAfterMs = 5000
-		return e
+	if nameOfAsker(k.id) != nameOfAsker(id) && k.id != "" && time.Since(k.used) < backupKept {
+		return backupUnderWay()
 	}
 	if k.id != id {
 		k.id, k.parts = id, map[uint32][]byte{}
 	}
 	k.touch()
 	return nil
+}
+
+func backupUnderWay() *reason.Error {
+	e := reason.New(reason.Overloaded, "one at a time; one that was given up is forgotten after "+backupKept.String(), "another backup is being made")
+	e.RetryAfterMs = 5000
+	return e
 }
 
 func (k *captured) touch() {
@@ -171,34 +183,28 @@ func (c *Cluster) Backup(ctx context.Context) (*node.Backup, error) {
 	if r == nil {
 		return nil, notStarted()
 	}
+	if !c.backingUp.CompareAndSwap(false, true) {
+		return nil, backupUnderWay()
+	}
 	random := make([]byte, 16)
 	_, _ = rand.Read(random) // never fails: it ends the process instead
-	id := hex.EncodeToString(random)
+	id := c.self.Member + "/" + hex.EncodeToString(random)
 	b := &node.Backup{Cluster: r.identity.Cluster, Incarnation: r.identity.Incarnation, Sizes: make([]int64, r.node.Shards())}
-	everywhere := func(ctx context.Context, ask backupAsk) error {
-		errs := make([]error, len(b.Sizes))
-		var all sync.WaitGroup
-		for i := range b.Sizes {
-			all.Go(func() {
-				ask := ask
-				ask.ID, ask.Shard = id, uint32(i)
-				var told backupTold
-				if told, errs[i] = at(ctx, c, ask.Shard, "backup", ask, c.doBackup); !ask.Drop {
-					b.Sizes[i] = told.Size
-				}
-			})
-		}
-		all.Wait()
-		return cmp.Or(errs...)
+	b.Release = sync.OnceFunc(func() {
+		c.dropBackup(r, id)
+		c.backingUp.Store(false)
+	})
+	errs := make([]error, len(b.Sizes))
+	var all sync.WaitGroup
+	for i := range b.Sizes {
+		all.Go(func() {
+			var told backupTold
+			told, errs[i] = at(ctx, c, uint32(i), "backup", backupAsk{ID: id, Shard: uint32(i)}, c.doBackup)
+			b.Sizes[i] = told.Size
+		})
 	}
-	b.Release = func() {
-		ctx, cancel := context.WithTimeout(c.ctx, backupReleased)
-		defer cancel()
-		if err := everywhere(ctx, backupAsk{Drop: true}); err != nil {
-			c.log.Debug("a leader keeps its part of a backup for a while", "error", err)
-		}
-	}
-	if err := everywhere(ctx, backupAsk{}); err != nil {
+	all.Wait()
+	if err := cmp.Or(errs...); err != nil {
 		b.Release()
 		return nil, err
 	}
@@ -220,4 +226,23 @@ func (c *Cluster) Backup(ctx context.Context) (*node.Backup, error) {
 		}
 	}
 	return b, nil
+}
+
+// dropBackup tells every member to let go of what it has captured: who led may lead no more.
+func (c *Cluster) dropBackup(r *running, id string) {
+	c.captured.drop(id)
+	if c.cfg.Port == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, backupReleased)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, m := range c.others(r) {
+		all.Go(func() {
+			if _, err := call[backupAsk, backupTold](ctx, c, m, "backup", 0, backupAsk{ID: id, Drop: true}); err != nil {
+				c.log.Debug("a member keeps its part of a backup for a while", "member", m, "error", err)
+			}
+		})
+	}
+	all.Wait()
 }

@@ -36,9 +36,8 @@ func (w *world) backUp(m *member) (b *node.Backup, parts [][]byte) {
 		if b, err = m.Backup(ctx); err != nil {
 			return false
 		}
-		if parts, err = collect(ctx, b); err != nil {
-			b.Release()
-		}
+		parts, err = collect(ctx, b)
+		b.Release()
 		return err == nil
 	})
 	return b, parts
@@ -119,7 +118,6 @@ func TestBackup(t *testing.T) {
 	}
 	first.Release()
 	w.backUp(w.members[1])
-	first.Release() // of what is not its own any more
 }
 
 // A leader that is replaced has taken what it captured with it.
@@ -136,8 +134,10 @@ func TestBackupOfALeaderThatDies(t *testing.T) {
 		b, err = asked.Backup(ctx)
 		return err == nil
 	})
+	defer b.Release()
 	dies.stop()
 	w.await("another leader", func() bool { return asked.Health().Ready && w.leader(0) != dies })
 	w.isGone(b)
+	b.Release()
 	w.backUp(asked)
 }

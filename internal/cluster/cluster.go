@@ -73,7 +73,8 @@ type Cluster struct {
 	closing atomic.Bool
 	book    book
 
-	captured captured // for backups
+	captured  captured    // for backups
+	backingUp atomic.Bool // this node collects one
 
 	mu       sync.Mutex
 	heard    map[string]*heard // by member

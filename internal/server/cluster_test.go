@@ -93,7 +93,7 @@ func TestBackup(t *testing.T) {
 	s.version = "v9"
 	server := httptest.NewServer(s.Handler())
 	defer server.Close()
-	get := func(method string) (head *http.Response, body []byte, err error) {
+	get := func(method string) (head http.Response, body []byte, err error) {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), method, server.URL+"/v1/backup", http.NoBody)
 		if err != nil {
@@ -101,11 +101,11 @@ func TestBackup(t *testing.T) {
 		}
 		resp, err := server.Client().Do(req)
 		if err != nil {
-			return nil, nil, err
+			return head, nil, err
 		}
 		defer func() { _ = resp.Body.Close() }()
 		body, err = io.ReadAll(resp.Body)
-		return resp, body, err
+		return http.Response{StatusCode: resp.StatusCode, Header: resp.Header, ContentLength: resp.ContentLength}, body, err
 	}
 	resp, body, err := get(http.MethodGet)
 	if err != nil || resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/octet-stream" || resp.ContentLength != int64(len(body)) {
