@@ -105,8 +105,10 @@ func New(cfg Config) *Cluster {
 		field  *time.Duration
 		preset time.Duration
 	}{
-		{&cfg.LeaderPatience, 3 * time.Second}, {&cfg.StatusEvery, 300 * time.Millisecond},
-		{&cfg.DownAfter, 2 * time.Second}, {&cfg.BalanceEvery, time.Second},
+		{&cfg.LeaderPatience, 3 * time.Second},
+		{&cfg.StatusEvery, 300 * time.Millisecond},
+		{&cfg.DownAfter, 2 * time.Second},
+		{&cfg.BalanceEvery, time.Second},
 	} {
 		if *d.field == 0 {
 			*d.field = d.preset
