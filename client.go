@@ -148,8 +148,8 @@ func (c *Client) try(ctx context.Context, r *discovery.Request, answer any) (aft
 		if seconds, err := strconv.Atoi(got.Header.Get("Retry-After")); err == nil && seconds > 0 {
 			after = min(time.Duration(seconds)*time.Second, 5*time.Second)
 		}
-		if got.Status == http.StatusServiceUnavailable {
-			after = min(after, unreadyPause) // every node was asked, and waited for a leader before it said no
+		if got.Status == http.StatusServiceUnavailable || got.Status == http.StatusGatewayTimeout {
+			after = min(after, unreadyPause) // who was asked has waited for a leader already
 		}
 		return after, refusal
 	}

@@ -2,7 +2,6 @@ package assent_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -91,7 +90,7 @@ func (m *member) start(founders []*member, join string) error {
 	if m.api, err = server.New(server.Config{Coordinator: c, Registerer: reg, Gatherer: reg, Logger: logger}); err != nil {
 		return err
 	}
-	m.web = &httptest.Server{Listener: w, Config: &http.Server{Handler: m.tellCluster(m.api.Handler(), c), ReadHeaderTimeout: time.Second}} //nolint:gosec // a test's
+	m.web = &httptest.Server{Listener: w, Config: &http.Server{Handler: m.api.Handler(), ReadHeaderTimeout: time.Second}} //nolint:gosec // a test's
 	m.web.Start()
 	static := map[string]string{}
 	for _, f := range founders {
@@ -123,7 +122,7 @@ func (m *member) start(founders []*member, join string) error {
 	}
 	m.log, err = replog.Open(replog.Config{
 		Dir: m.dir, NodeID: m.name, ClusterID: f.Cluster, Incarnation: f.Incarnation, Founders: f.Founders, Replicas: f.Replicas, Join: f.Join,
-		Machines: machines, Peers: m.port, ElectionTimeoutMs: 150, Logger: logger, OnFatal: func(err error) { panic(err) },
+		Machines: machines, Peers: m.port, ElectionTimeoutMs: 500, Logger: logger, OnFatal: func(err error) { panic(err) },
 	})
 	if err != nil {
 		return err
@@ -133,37 +132,6 @@ func (m *member) start(founders []*member, join string) error {
 	}
 	c.Start(m.node, m.log)
 	return nil
-}
-
-// tellCluster answers GET /v1/cluster where the server does not.
-func (m *member) tellCluster(api http.Handler, c *cluster.Cluster) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/v1/cluster" {
-			api.ServeHTTP(w, r)
-			return
-		}
-		record := httptest.NewRecorder()
-		if api.ServeHTTP(record, r); record.Code != http.StatusNotFound {
-			w.WriteHeader(record.Code)
-			_, _ = w.Write(record.Body.Bytes())
-			return
-		}
-		v, err := c.Cluster(r.Context())
-		if err != nil {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		nodes, placement := []map[string]any{}, []map[string]any{}
-		for _, m := range v.Members {
-			nodes = append(nodes, map[string]any{"id": m.ID, "name": m.Name, "http": m.HTTP, "state": m.State, "draining": m.Draining})
-		}
-		for _, s := range v.Shards {
-			placement = append(placement, map[string]any{"shard": s.Shard, "leader": s.Leader, "term": s.Term})
-		}
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"cluster": v.ID, "incarnation": v.Incarnation, "node": v.Node, "shards": len(v.Shards), "nodes": nodes, "placement": placement,
-		})
-	})
 }
 
 // kill ends a member without a word to anybody.

@@ -362,9 +362,11 @@ func TestNames(t *testing.T) {
 	if got := ask(t, n, ""); got != "b" {
 		t.Errorf("%q answered", got)
 	}
-	if b.hosts[0] != "coordinator.test:"+port {
-		t.Errorf("it was called %q", b.hosts[0])
-	}
+	b.set(func() {
+		if b.hosts[0] != "coordinator.test:"+port {
+			t.Errorf("it was called %q", b.hosts[0])
+		}
+	})
 	// The resolver fails, then knows another address alone.
 	mu.Lock()
 	err = errors.New("no resolver")
@@ -454,6 +456,30 @@ func TestStranger(t *testing.T) {
 	}
 	a.set(func() { a.refuse, a.view = "", cluster("2e", 9, []member{{"x", x.URL, "up"}}, "x") })
 	await(t, "a is believed", func() bool { return ask(t, n, id(0)) == "x" })
+}
+
+// TestRestored: a cluster that was restored is the same one, and its terms begin anew; a node
+// that was left behind is not believed.
+func TestRestored(t *testing.T) {
+	a, b := node(t, "a"), node(t, "b")
+	two := []member{{"a", a.URL, "up"}, {"b", b.URL, "up"}}
+	before := cluster("1f", 50, two, "b")
+	after := cluster("1f", 1, two, "a")
+	after["incarnation"] = 2
+	a.view, b.view = before, before
+	n := nodes(t, discovery.Config{Endpoints: []string{"http://127.0.0.1:1", a.URL}})
+	await(t, "b is known", func() bool { return ask(t, n, id(0)) == "b" })
+	a.set(func() { a.view = after })
+	b.set(func() { b.view, b.refuse = after, `{"message":"m"}` })
+	await(t, "a leads", func() bool { return ask(t, n, id(0)) == "a" && ask(t, n, id(0)) == "a" })
+	b.set(func() { b.refuse = "" })
+	a.set(func() { a.view, a.refuse = before, `{"message":"m"}` })
+	seen := a.asked("/v1/cluster") + b.asked("/v1/cluster")
+	await(t, "who is there is asked again", func() bool {
+		return ask(t, n, id(0)) == "b" && a.asked("/v1/cluster")+b.asked("/v1/cluster") > seen
+	})
+	a.set(func() { a.refuse = "" })
+	await(t, "a leads still", func() bool { return ask(t, n, id(0)) == "a" })
 }
 
 // TestNonsense: views of no use change nothing.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"time"
@@ -78,6 +77,10 @@ func (n *Nodes) learn() {
 	defer n.mu.Unlock()
 	n.learning = false
 	n.stale = n.stale || !told
+	now := time.Now()
+	for _, e := range n.known { // in any order; who is not needed is looked at, too
+		n.wellLocked(e, now)
+	}
 }
 
 // informants are those to ask, who is well first.
@@ -133,10 +136,10 @@ func (n *Nodes) ask(e *endpoint) bool {
 func (n *Nodes) take(from *endpoint, v *view) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	cluster := fmt.Sprint(v.Cluster, " ", v.Incarnation)
-	same := n.cluster == cluster && len(n.leaders) == v.Shards
-	if !same && n.cluster != "" && !from.seed {
-		// Whoever has the address of a former member now is not whom we were sent to.
+	same := n.cluster == v.Cluster && n.restored == v.Incarnation && len(n.leaders) == v.Shards
+	if n.cluster == v.Cluster && v.Incarnation < n.restored || n.cluster != v.Cluster && n.cluster != "" && !from.seed {
+		// It was left behind by a restore; or it has the address of a former member, and is
+		// not whom we were sent to.
 		n.failedLocked(from, errors.New("it is of another cluster"))
 		n.members = slices.DeleteFunc(n.members, func(e *endpoint) bool { return e == from })
 		n.former = slices.DeleteFunc(n.former, func(e *endpoint) bool { return e == from })
@@ -186,7 +189,7 @@ func (n *Nodes) take(from *endpoint, v *view) bool {
 			}
 		}
 	}
-	n.cluster, n.leaders, n.former = cluster, leaders, former
+	n.cluster, n.restored, n.leaders, n.former = v.Cluster, v.Incarnation, leaders, former
 	n.members = append(members, others...)
 	if slices.Contains(others, n.current) {
 		n.current = nil // it goes, or is gone
@@ -240,6 +243,9 @@ func (n *Nodes) checkLocked(e *endpoint) *check {
 func (n *Nodes) look(e *endpoint, c *check) {
 	ctx, cancel := context.WithTimeout(n.ctx, checkTimeout)
 	defer cancel()
+	n.mu.Lock()
+	failures := e.failures
+	n.mu.Unlock()
 	answer, err := n.send(ctx, e, &Request{Method: http.MethodGet, Path: "/readyz", MaxBytes: maxClusterBytes})
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -251,7 +257,7 @@ func (n *Nodes) look(e *endpoint, c *check) {
 		if e.failures > 0 { // it is not told off for what nobody has asked it
 			n.failedLocked(e, errUnready)
 		}
-	default:
+	case e.failures == failures: // else it has failed since
 		n.workedLocked(e)
 	}
 	c.alive = err == nil

@@ -34,7 +34,8 @@ type Nodes struct {
 	members  []*endpoint          // learned, those that are up and stay first
 	former   []*endpoint          // learned before or hinted at, and no members: better than nobody
 	current  *endpoint            // answered last; nil: nobody has
-	cluster  string               // and incarnation, of what was learned; empty: nothing
+	cluster  string               // of what was learned; empty: nothing
+	restored uint64               // its incarnation
 	leaders  []leader             // by shard
 	reseed   bool                 // the seeds may have changed
 	seeded   time.Time            // when they were loaded

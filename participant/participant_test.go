@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/assent-tx/assent/discovery"
 	"github.com/assent-tx/assent/participant"
 )
 
@@ -557,5 +558,41 @@ func TestRegister(t *testing.T) {
 	defer cancelShort()
 	if err := p.Register(short, server.URL, "x"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("nobody there: %v", err)
+	}
+}
+
+// TestRegisterAnywhere: any node of several will do, and the environment may name them.
+func TestRegisterAnywhere(t *testing.T) {
+	var puts, refused atomic.Int32
+	well := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			puts.Add(1)
+		}
+	}))
+	t.Cleanup(well.Close)
+	minority := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		refused.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	t.Cleanup(minority.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	if err := participant.Register(ctx, nil, "http://127.0.0.1:1, "+minority.URL+","+well.URL, "x", participant.Registration{}); err != nil || puts.Load() != 1 || refused.Load() != 1 {
+		t.Errorf("%v; %d puts, %d refusals", err, puts.Load(), refused.Load())
+	}
+	t.Setenv(discovery.EnvEndpoints, "http://127.0.0.1:1,"+well.URL)
+	if err := participant.Register(ctx, nil, "", "x", participant.Registration{}); err != nil || puts.Load() != 2 {
+		t.Errorf("%v; %d puts", err, puts.Load())
+	}
+	if err := participant.Register(ctx, nil, "nowhere", "x", participant.Registration{}); err == nil {
+		t.Error("a coordinator that is no URL was taken")
+	}
+	nodes, err := discovery.New(discovery.Config{Endpoints: []string{well.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes.Close()
+	if err := participant.RegisterAt(ctx, nodes, "x", participant.Registration{}); !errors.Is(err, discovery.ErrClosed) {
+		t.Error(err)
 	}
 }

@@ -223,6 +223,20 @@ func TestRetriesWithTheSameID(t *testing.T) {
 	}
 }
 
+// TestSeveralNodes: whichever answers will do, by flag and by environment.
+func TestSeveralNodes(t *testing.T) {
+	f, url := startFake(t, answer{200, committedTx}, answer{200, committedTx})
+	code, out, errText := assent(t, "", "txn", "get", "--url", "http://127.0.0.1:1, "+url, "--retry-for", "0s", someID)
+	if code != 0 {
+		t.Errorf("exit code %d\n%s%s", code, out, errText)
+	}
+	t.Setenv("ASSENT_URL", "http://127.0.0.1:2")
+	t.Setenv("ASSENT_ENDPOINTS", "http://127.0.0.1:1,"+url)
+	if code, out, errText = assent(t, "", "txn", "get", "--retry-for", "0s", someID); code != 0 || len(f.requests) != 2 {
+		t.Errorf("exit code %d after %q\n%s%s", code, f.requests, out, errText)
+	}
+}
+
 func TestNobodyThere(t *testing.T) {
 	code, _, errText := assent(t, "", "txn", "submit", "--url", "http://127.0.0.1:1", "--op", "a=1", "--retry-for", "100ms", "--id", someID)
 	for _, want := range []string{"no answer from http://127.0.0.1:1", "assent serve --data", "--id " + someID} {

@@ -555,7 +555,7 @@ func sweeps(t *testing.T, b *bed) {
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)
 	a := start(t, dsn, func(c *Config) {
-		c.CoordinatorURL, c.OrphanAfter, c.WarnAfter = srv.URL, time.Nanosecond, time.Nanosecond
+		c.CoordinatorURL, c.OrphanAfter, c.WarnAfter = "http://127.0.0.1:1,"+srv.URL, time.Nanosecond, time.Nanosecond
 	})
 	db := open(t, dsn)
 	ids := map[string]string{}
@@ -843,7 +843,9 @@ func keepsRegistered(t *testing.T, b *bed) {
 	f := &fakeCoordinator{states: map[string]string{}, gone: true}
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)
-	a := start(t, b.database(t), func(c *Config) { c.CoordinatorURL = srv.URL })
+	minority := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
+	t.Cleanup(minority.Close)
+	a := start(t, b.database(t), func(c *Config) { c.CoordinatorURL = "http://127.0.0.1:1," + minority.URL + "," + srv.URL })
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
