@@ -33,11 +33,14 @@ func (c *Cluster) balance() {
 		if c.closing.Load() || !r.node.Shard(0).Leading {
 			continue
 		}
-		v, ok := c.view(r)
+		v, behind, ok := c.view(r)
 		if !ok {
 			continue
 		}
 		for _, s := range placement.Next(v) {
+			if behind[changes(s)] {
+				continue
+			}
 			if err := c.step(s); err != nil {
 				c.log.Debug("a step of balancing was not taken", "step", fmt.Sprintf("%+v", s), "error", err)
 			}
@@ -46,10 +49,29 @@ func (c *Cluster) balance() {
 	}
 }
 
+// changes is the shard whose members a step changes, one more than its number; 0: none.
+func changes(s placement.Step) uint32 {
+	switch s := s.(type) {
+	case placement.AddLearner:
+		return s.Shard + 1
+	case placement.Promote:
+		return s.Shard + 1
+	case placement.Remove:
+		return s.Shard + 1
+	}
+	return 0
+}
+
 // view is the cluster as package placement sees it; not ok while too little was heard.
-func (c *Cluster) view(r *running) (placement.View, bool) {
-	members, _ := r.node.Members()
-	v := placement.View{Replicas: c.cfg.Replicas, Registry: 0}
+//
+// behind are shards, as changes counts them, in which a voter that is up does not know the
+// present members yet. They get no other change: the Raft library gives its vote only to
+// who is a voter as far as it knows, so a voter that missed two changes might be the one
+// that a later majority needs, and refuse it for ever.
+func (c *Cluster) view(r *running) (v placement.View, behind map[uint32]bool, ok bool) {
+	behind = map[uint32]bool{}
+	members := c.members(r)
+	v = placement.View{Replicas: c.cfg.Replicas, Registry: 0}
 	statuses := map[string]status{c.self.Member: c.ownStatus(r)}
 	for _, m := range members {
 		s, up := c.statusOf(m.ID)
@@ -67,32 +89,36 @@ func (c *Cluster) view(r *running) (placement.View, bool) {
 		leader := c.leader(i)
 		s := placement.Shard{ID: i, Leader: leader, Want: r.node.Placement(i)}
 		if !known(leader) {
-			return v, false
+			return v, behind, false
 		}
 		st := statuses[leader]
 		at := slices.IndexFunc(st.Shards, func(o shardStatus) bool { return o.Shard == i && o.Leading })
 		if at < 0 {
-			return v, false
+			return v, behind, false
 		}
 		for _, m := range st.Shards[at].Members {
 			if !known(m.Member) { // it has not told yet where it is; nobody leaves the table while it has a replica
-				return v, false
+				return v, behind, false
 			}
 			if m.Voter {
 				s.Voters = append(s.Voters, m.Member)
 			} else {
 				s.Learners = append(s.Learners, m.Member)
 			}
-			if o := slices.IndexFunc(statuses[m.Member].Shards, func(o shardStatus) bool { return o.Shard == i }); o >= 0 &&
-				statuses[m.Member].Shards[o].Applied+caughtUpEntries >= st.Shards[at].Last {
+			there, up := statuses[m.Member]
+			o := slices.IndexFunc(there.Shards, func(o shardStatus) bool { return o.Shard == i })
+			if o >= 0 && there.Shards[o].Applied+caughtUpEntries >= st.Shards[at].Last {
 				s.CaughtUp = append(s.CaughtUp, m.Member)
+			}
+			if up && m.Voter && (o < 0 || !slices.Equal(there.Shards[o].Members, st.Shards[at].Members)) {
+				behind[i+1] = true
 			}
 		}
 		slices.Sort(s.Voters)
 		slices.Sort(s.Learners)
 		v.Shards = append(v.Shards, s)
 	}
-	return v, true
+	return v, behind, true
 }
 
 func (c *Cluster) step(s placement.Step) error {
@@ -147,8 +173,7 @@ func (c *Cluster) find(name string) (*txn.Member, error) {
 	if r == nil {
 		return nil, notStarted()
 	}
-	members, _ := r.node.Members()
-	for _, m := range members {
+	for _, m := range c.members(r) {
 		if m.ID == name || m.Name == name {
 			found := *m
 			return &found, nil
@@ -179,8 +204,7 @@ func (c *Cluster) DrainMember(ctx context.Context, name string, draining bool) (
 func (c *Cluster) RemoveMember(ctx context.Context, name string) (node.Cluster, error) {
 	if r := c.running.Load(); r != nil {
 		staying := 0
-		members, _ := r.node.Members()
-		for _, m := range members {
+		for _, m := range c.members(r) {
 			if !m.Leaving && m.ID != name && m.Name != name {
 				staying++
 			}

@@ -218,6 +218,31 @@ func (c *Cluster) doPlace(ctx context.Context, n *node.Node, q placing) (bool, e
 	return true, n.Place(ctx, q.Shard, q.Voters)
 }
 
+// withReplicas adds to the table who votes in the registry's log, or follows it, and has
+// not told yet where it is.
+func (c *Cluster) withReplicas(r *running, table []*txn.Member) []*txn.Member {
+	members := slices.Clone(table)
+	for _, replica := range r.log.Group(0).Members() {
+		if slices.ContainsFunc(members, func(m *txn.Member) bool { return m.ID == replica.Member }) {
+			continue
+		}
+		m := c.own(nil)
+		if replica.Member != m.ID {
+			m = txn.Member{ID: replica.Member, Name: nameOf(replica.Member)}
+			m.Peer, _ = c.Address(m.ID)
+		}
+		members = append(members, &m)
+	}
+	slices.SortFunc(members, func(a, b *txn.Member) int { return strings.Compare(a.ID, b.ID) })
+	return members
+}
+
+// members are those of the replicated table, and those that are not in it yet.
+func (c *Cluster) members(r *running) []*txn.Member {
+	table, _ := r.node.Members()
+	return c.withReplicas(r, table)
+}
+
 // Cluster is what this node knows of the cluster.
 func (c *Cluster) Cluster(context.Context) (node.Cluster, error) {
 	r := c.running.Load()
@@ -226,17 +251,7 @@ func (c *Cluster) Cluster(context.Context) (node.Cluster, error) {
 	}
 	out := node.Cluster{ID: r.identity.Cluster, Incarnation: r.identity.Incarnation, Node: c.self.Name}
 	statuses := map[string]status{}
-	members := c.book.all()
-	for _, replica := range r.log.Group(0).Members() { // who is not in the table yet
-		if m := c.own(nil); !slices.ContainsFunc(members, func(m *txn.Member) bool { return m.ID == replica.Member }) {
-			if replica.Member != m.ID {
-				m = txn.Member{ID: replica.Member, Name: nameOf(replica.Member)}
-				m.Peer, _ = c.Address(m.ID)
-			}
-			members = append(members, &m)
-		}
-	}
-	slices.SortFunc(members, func(a, b *txn.Member) int { return strings.Compare(a.ID, b.ID) })
+	members := c.withReplicas(r, c.book.all())
 	for _, m := range members {
 		v := node.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, HTTP: m.HTTP, GRPC: m.GRPC, State: "down", Draining: m.Draining, Level: m.Level}
 		if s, up := c.statusOf(m.ID); up || m.ID == c.self.Member {

@@ -39,8 +39,9 @@ type forward struct {
 	cancel context.CancelFunc
 }
 
-// Pauses between the tries of one request.
+// Pauses between the tries of one request, and what it may take if it names no time.
 const (
+	maxTime    = 10 * time.Minute
 	firstPause = 5 * time.Millisecond
 	maxPause   = 200 * time.Millisecond
 )
@@ -56,6 +57,11 @@ func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, re
 	}
 	if shard >= r.node.Shards() {
 		return answer, reason.New(reason.InvalidField, "", "there is no shard %d", shard)
+	}
+	if _, ok := ctx.Deadline(); !ok { // whoever asks sets one; nothing is repeated for ever
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, maxTime)
+		defer cancel()
 	}
 	var patience time.Time // of a request that finds no leader
 	taken := false         // it may have been executed

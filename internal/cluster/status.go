@@ -27,7 +27,7 @@ type shardStatus struct {
 	Term    uint64           `json:"term"`
 	Applied uint64           `json:"applied"`
 	Last    uint64           `json:"last"`
-	Members []replog.Replica `json:"members,omitempty"` // told by who leads
+	Members []replog.Replica `json:"members,omitempty"` // as the log here has them
 }
 
 // heard is what another node has told, and when.
@@ -49,10 +49,7 @@ func (c *Cluster) ownStatus(r *running) status {
 			continue
 		}
 		stats := g.Stats()
-		own := shardStatus{Shard: i, Leading: h.Leading, Term: h.Term, Applied: stats.AppliedIndex, Last: stats.LastIndex}
-		if h.Leading {
-			own.Members = members
-		}
+		own := shardStatus{Shard: i, Leading: h.Leading, Term: h.Term, Applied: stats.AppliedIndex, Last: stats.LastIndex, Members: members}
 		s.Shards = append(s.Shards, own)
 	}
 	return s

@@ -28,7 +28,7 @@ var connectionTalk = map[string]bool{
 	// What an instance without a replica says, and who is asked for a vote in vain.
 	"no known peers, aborting election": true, "not part of stable configuration, aborting election": true,
 	"heartbeat timeout reached, not part of a stable configuration or a non-voter, not triggering a leader election": true,
-	"rejecting vote request since we have a leader": true, "rejecting vote request since node is not in configuration": true,
+	"rejecting vote request since we have a leader":                                                                  true, "rejecting vote request since node is not in configuration": true,
 	"rejecting vote request since node is not a voter": true, "rejecting pre-vote request since we have a leader": true,
 	"rejecting pre-vote request since node is not in configuration": true, "rejecting pre-vote request since node is not a voter": true,
 }
