@@ -62,7 +62,11 @@ func (n *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/v1/cluster" && view == nil:
 		w.WriteHeader(http.StatusNotFound)
 	case r.URL.Path == "/v1/cluster":
-		_ = json.NewEncoder(w).Encode(view)
+		body, err := json.Marshal(view)
+		if err != nil {
+			panic(err)
+		}
+		_, _ = w.Write(body)
 	case refuse != "":
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = io.WriteString(w, refuse)
@@ -471,7 +475,7 @@ func TestRestored(t *testing.T) {
 	await(t, "b is known", func() bool { return ask(t, n, id(0)) == "b" })
 	a.set(func() { a.view = after })
 	b.set(func() { b.view, b.refuse = after, `{"message":"m"}` })
-	await(t, "a leads", func() bool { return ask(t, n, id(0)) == "a" && ask(t, n, id(0)) == "a" })
+	await(t, "a leads", func() bool { return ask(t, n, id(0)) == "a" })
 	b.set(func() { b.refuse = "" })
 	a.set(func() { a.view, a.refuse = before, `{"message":"m"}` })
 	seen := a.asked("/v1/cluster") + b.asked("/v1/cluster")

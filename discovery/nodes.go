@@ -236,7 +236,10 @@ func (n *Nodes) load(ctx context.Context) error {
 	for i, u := range urls {
 		r := results[i]
 		if r.err != nil || r.addresses == nil && n.cfg.HTTPClient == nil && net.ParseIP(u.Hostname()) == nil {
-			errs = append(errs, fmt.Errorf("the name %s is not resolved: %w", u.Hostname(), errors.Join(r.err, errNoAddress(r.err))))
+			if r.err == nil {
+				r.err = errNoAddress
+			}
+			errs = append(errs, fmt.Errorf("the name %s is not resolved: %w", u.Hostname(), r.err))
 			for _, e := range n.seeds {
 				if e.base == u.String() {
 					add(e)
@@ -265,12 +268,7 @@ func (n *Nodes) load(ctx context.Context) error {
 	return nil
 }
 
-func errNoAddress(err error) error {
-	if err != nil {
-		return nil
-	}
-	return errors.New("it has no address")
-}
+var errNoAddress = errors.New("it has no address")
 
 // forgetLocked drops who is in no list any more.
 func (n *Nodes) forgetLocked() {
