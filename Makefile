@@ -36,12 +36,12 @@ build: ## bin/assent, static
 # Cheapest first. The tests hold a bounded share of everything below: simulated
 # seeds, the corpora of the fuzz targets, one round of kills, and at the end every
 # planted bug.
-test: deps ## everything that must pass, in a quarter of an hour on two cores
+test: deps ## everything that must pass, in under 25 minutes on two cores
 	$(GO) vet ./...
 	$(GO) vet -tags mutants,failpoints ./...
 	@unformatted="$$(gofmt -l $(GOFILES))"; test -z "$$unformatted" || { echo "gofmt -w is needed for:" $$unformatted; exit 1; }
 	$(GO) test ./internal/arch
-	$(GO) test -race -timeout 12m ./...
+	$(GO) test -race -timeout 20m ./...
 	$(GO) test -tags previouslevel -run PreviousLevel ./internal/txn ./internal/shard
 	scripts/mutants.sh $(MUTANTS)
 
