@@ -167,7 +167,7 @@ func (p *Port) accept() {
 
 // welcome takes the hello of a connection and hands it on; left runs when it is closed.
 func (p *Port) welcome(raw net.Conn, left func()) (err error) {
-	c := net.Conn(raw)
+	c := raw
 	if p.cfg.TLS != nil {
 		c = tls.Server(raw, p.cfg.TLS)
 	}

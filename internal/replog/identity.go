@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -103,20 +104,19 @@ func Claim(dir, node string) (Identity, error) {
 	if !validNodeID(node) {
 		return Identity{}, fmt.Errorf("replog: node id %q: must be 1 to %d letters, digits, '-', '_' or '.'", node, maxNodeIDChars)
 	}
-	l := &Log{cfg: Config{Dir: dir, NodeID: node}}
-	l.disk = &disk{FS: vfs.Default, private: true, fail: func(error) {}, failure: func() error { return nil }, fsyncs: &l.fsyncs}
-	if err := makeDirectory(l.disk, dir); err != nil {
+	files := &disk{FS: vfs.Default, private: true, fail: func(error) {}, failure: func() error { return nil }, fsyncs: new(atomic.Uint64)}
+	if err := makeDirectory(files, dir); err != nil {
 		return Identity{}, err
 	}
-	if err := refuseForeign(l.disk, dir); err != nil {
+	if err := refuseForeign(files, dir); err != nil {
 		return Identity{}, err
 	}
-	lock, err := lockDirectory(l.disk, dir)
+	lock, err := lockDirectory(files, dir)
 	if err != nil {
 		return Identity{}, err
 	}
 	defer func() { _ = lock.Close() }()
-	id, err := ownIdentity(l.disk, dir, node)
+	id, err := ownIdentity(files, dir, node)
 	return id.public(), err
 }
 
