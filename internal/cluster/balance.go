@@ -76,11 +76,11 @@ func (c *Cluster) view(r *running) (v placement.View, behind map[uint32]bool, ok
 	for _, m := range members {
 		s, up := c.statusOf(m.ID)
 		if m.ID == c.self.Member {
-			up = true
+			s, up = statuses[m.ID], true
 		} else if up {
 			statuses[m.ID] = s
 		}
-		v.Members = append(v.Members, placement.Member{ID: m.ID, Up: up, Draining: m.Draining || s.Closing, Gone: m.Leaving})
+		v.Members = append(v.Members, placement.Member{ID: m.ID, Up: up, Draining: m.Draining || s.Closing || s.Low, Gone: m.Leaving})
 	}
 	known := func(id string) bool {
 		return slices.ContainsFunc(v.Members, func(m placement.Member) bool { return m.ID == id })

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,7 @@ type member struct {
 	log    *replog.Log
 	port   *peer.Port
 	caller *rmhttp.Client
+	full   atomic.Bool // its disk
 }
 
 type world struct {
@@ -123,7 +125,7 @@ func (m *member) start(shards uint32, founders []*member, join string) error {
 		return err
 	}
 	m.caller = rmhttp.New(rmhttp.Config{})
-	m.node = node.New(node.Config{Name: m.name, Shards: f.Shards, Shard: shard.DefaultConfig(), Peers: c, Logger: logger}, m.caller, nil)
+	m.node = node.New(node.Config{Name: m.name, Shards: f.Shards, Shard: shard.DefaultConfig(), Peers: c, LowSpace: m.full.Load, Logger: logger}, m.caller, nil)
 	var machines []replog.Machine
 	for i := range f.Shards {
 		machines = append(machines, m.node.Machine(i))
@@ -478,6 +480,25 @@ func TestLeave(t *testing.T) {
 		t.Error("it still leads")
 	}
 	w.submit(leaving, transfer(node.NewID().String(), 1, 2, 1)) // what still comes is handed on
+}
+
+// TestNoRoom: a leader whose disk is nearly full lets another lead, and new transactions
+// go on there.
+func TestNoRoom(t *testing.T) {
+	w := newWorld(t, 1)
+	w.found("n1", "n2", "n3")
+	w.serve(w.members[0], "bank-a", "bank-b")
+	full := w.leader(0)
+	full.full.Store(true)
+	w.await("another leads", func() bool {
+		for _, m := range w.members {
+			if m != full && m.node.Shard(0).Leading {
+				return true
+			}
+		}
+		return false
+	})
+	w.submit(full, transfer(node.NewID().String(), 1, 2, 1))
 }
 
 func TestForming(t *testing.T) {

@@ -18,6 +18,7 @@ type status struct {
 	Member  string        `json:"member"`
 	Level   uint32        `json:"level"`
 	Closing bool          `json:"closing,omitempty"`
+	Low     bool          `json:"low,omitempty"` // its disk is nearly full: others should lead
 	Shards  []shardStatus `json:"shards"`
 }
 
@@ -41,7 +42,7 @@ type heard struct {
 const kickEvery = 20 * time.Millisecond
 
 func (c *Cluster) ownStatus(r *running) status {
-	s := status{Member: c.self.Member, Level: txn.Level, Closing: c.closing.Load()}
+	s := status{Member: c.self.Member, Level: txn.Level, Closing: c.closing.Load(), Low: r.node.LowSpace()}
 	for i := range r.node.Shards() {
 		g, h := r.log.Group(i), r.node.Shard(i)
 		members := g.Members()

@@ -100,6 +100,7 @@ type Node struct {
 	registry atomic.Pointer[registry] // local copy of shard 0's
 	members  atomic.Pointer[members]  // the same of its members
 	tokens   atomic.Uint64
+	lowSpace atomic.Bool   // as shards were told
 	allKnow  atomic.Uint32 // the level that every member knows; with peers
 	cluster  string        // set by Start, before anything is called
 	listing  chan struct{} // one scan of a shard's transactions at a time
@@ -174,12 +175,16 @@ func (n *Node) Start(log Log) error {
 
 const spaceEvery = time.Second
 
+// LowSpace reports whether new transactions are refused here for want of room on the disk.
+func (n *Node) LowSpace() bool { return n.lowSpace.Load() }
+
 func (n *Node) watchSpace() {
 	tick := time.NewTicker(spaceEvery)
 	defer tick.Stop()
 	for was := false; ; {
 		if low := n.cfg.LowSpace(); low != was {
 			was = low
+			n.lowSpace.Store(low)
 			if low {
 				n.log.Error("the disk is nearly full: new transactions are refused until there is room")
 			} else {
