@@ -184,6 +184,8 @@ func TestHoldDirectory(t *testing.T) {
 		dir = t.TempDir() // run by itself: nothing to hold for anybody
 	}
 	l := open(t, config(dir, newRecorder()))
+	lead(t, l.Group(0))
+	mustPropose(t, l.Group(0), "x") // from here on nothing is written by itself
 	if os.Getenv(holdVariable) != "" {
 		_, _ = os.Stdout.WriteString("held\n")
 		_, _ = os.Stdin.Read(make([]byte, 1))
