@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -39,10 +40,13 @@ func (d *disk) gate() error {
 		return nil
 	}
 	if ended := d.opening.Load(); err != nil && ended != nil {
-		// The database retries a failed flush for ever while it opens: it hangs here
-		// instead. openPebble has given up waiting for it, and the process is about to
-		// end. What runs in its background when it did open goes on, so that it closes.
-		<-*ended
+		// The database retries a failed flush for ever while it opens: it is slowed down
+		// here. openPebble has given up waiting for it, and the process is about to end.
+		// What runs in its background when it did open goes on at once, so that it closes.
+		select {
+		case <-*ended:
+		case <-time.After(openRetryPause):
+		}
 	}
 	return err
 }
