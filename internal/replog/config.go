@@ -97,7 +97,6 @@ const (
 	maxNodeIDChars    = 64
 	snapshotRetryWait = time.Second
 	openGiveUp        = time.Second
-	openRetryPause    = 100 * time.Millisecond
 )
 
 func (c *Config) withDefaults() (Config, error) {

@@ -1,12 +1,12 @@
 package replog
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -40,13 +40,19 @@ func (d *disk) gate() error {
 		return nil
 	}
 	if ended := d.opening.Load(); err != nil && ended != nil {
-		// The database retries a failed flush for ever while it opens: it is slowed down
-		// here. openPebble has given up waiting for it, and the process is about to end.
-		// What runs in its background when it did open goes on at once, so that it closes.
 		select {
-		case <-*ended:
-		case <-time.After(openRetryPause):
+		case <-*ended: // what runs in its background goes on, so that it closes
+			return err
+		default:
 		}
+		if errors.Is(err, ErrDamaged) {
+			// A compaction met damage: the database may finish opening, and is closed
+			// then. The files as they were found are kept.
+			return nil
+		}
+		// The database retries a failed flush for ever while it opens: it hangs here
+		// instead. openPebble has given up waiting for it, and the process is about to end.
+		<-*ended
 	}
 	return err
 }

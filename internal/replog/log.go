@@ -263,7 +263,12 @@ func (l *Log) tryPebble(dir string, mustExist bool) (db *pebble.DB, err error) {
 		MemTableStopWritesThreshold: 4,
 		Logger:                      dbLogger{logger: l.cfg.Logger, fail: l.fail},
 		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) { l.fail(fmt.Errorf("log database: %w", err)) },
+			BackgroundError: func(err error) {
+				if pebble.IsCorruptionError(err) {
+					err = fmt.Errorf("%w: %w", ErrDamaged, err)
+				}
+				l.fail(fmt.Errorf("log database: %w", err))
+			},
 			DataCorruption: func(info pebble.DataCorruptionInfo) {
 				l.fail(fmt.Errorf("%w: %s: %w", ErrDamaged, info.Path, info.Details))
 			},
