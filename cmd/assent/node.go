@@ -61,7 +61,7 @@ func newNode(c *config.Serve, s *sockets, registry prometheus.Registerer, logger
 			Member: identity.Member, Name: c.Node, Peer: advertised(c.AdvertisePeer, founders[c.Node], s.peer), GRPC: advertised(c.AdvertiseGRPC, "", s.grpc),
 			HTTP: c.AdvertiseHTTP,
 		},
-		Replicas: c.Replicas, Forwarded: n.metrics.Forwarded, Logger: logger,
+		Replicas: c.Replicas, Forwarded: n.metrics.Forwarded, Relayed: n.metrics.Relayed, Logger: logger,
 	}
 	if cc.Self.HTTP == "" {
 		cc.Self.HTTP = "http://" + advertised("", "", s.http)

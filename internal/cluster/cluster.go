@@ -11,6 +11,7 @@
 //
 //	forming.go  how nodes become a cluster, and how one joins
 //	status.go   what nodes tell each other: who is up, who leads what
+//	relay.go    the way to a node that only another one reaches
 //	route.go    to which node a request goes, and for how long it is tried
 //	forward.go  the requests
 //	member.go   the table of members, in shard 0's state
@@ -48,6 +49,8 @@ type Config struct {
 	// Forwarded is told of each request handed to another node: answered, refused or
 	// unreachable. It may be nil.
 	Forwarded func(result string)
+	// Relayed is told of each call to a node that only another one reaches. It may be nil.
+	Relayed func()
 
 	Logger *slog.Logger
 }
@@ -116,6 +119,9 @@ func New(cfg Config) *Cluster {
 	}
 	if cfg.Forwarded == nil {
 		cfg.Forwarded = func(string) {}
+	}
+	if cfg.Relayed == nil {
+		cfg.Relayed = func() {}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

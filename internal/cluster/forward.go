@@ -112,7 +112,7 @@ func (c *Cluster) Handlers() map[string]peer.Handler {
 		"services": serve(c, doServices), "transactions": serve(c, doTransactions), "locks": serve(c, doLocks),
 		"deadlocks": serve(c, doDeadlocks), "open": serve(c, doOpen), "backup": serve(c, c.doBackup),
 		"put-member": serve(c, c.doPutMember), "drop-member": serve(c, c.doDropMember), "change": serve(c, c.doChange), "place": serve(c, c.doPlace), "admit": serve(c, c.doAdmit),
-		"messages": c.takeMessages, "status": c.takeStatus, "hello": c.takeHello, "join": c.takeJoin,
+		"messages": c.takeMessages, "status": c.takeStatus, "relay": c.takeRelay, "hello": c.takeHello, "join": c.takeJoin,
 	}
 }
 

@@ -25,7 +25,7 @@ func (c *Cluster) leader(shard uint32) string {
 		return ""
 	}
 	// The log's own word is the latest, where this node has a replica.
-	if m := r.log.Group(shard).Leader(); m != "" && m != c.self.Member && c.up(m) {
+	if m := r.log.Group(shard).Leader(); m != "" && m != c.self.Member && c.reachable(m) {
 		return m
 	}
 	return c.heardLeader(shard)
@@ -36,6 +36,7 @@ func (c *Cluster) leader(shard uint32) string {
 type forward struct {
 	shard  uint32
 	to     string
+	via    string // who hands it on, if anybody does
 	cancel context.CancelFunc
 }
 
@@ -143,7 +144,7 @@ type envelope[A any] struct {
 func remote[Q, A any](ctx context.Context, c *Cluster, shard uint32, to, name string, request Q) (A, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := &forward{shard, to, cancel}
+	f := &forward{shard, to, c.via(to), cancel}
 	c.mu.Lock()
 	c.forwards[f] = struct{}{}
 	c.mu.Unlock()
@@ -172,7 +173,7 @@ type question[Q any] struct {
 
 func call[Q, A any](ctx context.Context, c *Cluster, to, name string, shard uint32, request Q) (A, error) {
 	var answer envelope[A]
-	body, err := c.cfg.Port.Call(ctx, to, name, encode(question[Q]{shard, request}))
+	body, err := c.send(ctx, to, name, encode(question[Q]{shard, request}))
 	if err != nil {
 		return answer.Answer, err
 	}
@@ -185,7 +186,8 @@ func call[Q, A any](ctx context.Context, c *Cluster, to, name string, shard uint
 	return answer.Answer, nil
 }
 
-// giveUpForwards ends requests under way at nodes that no longer lead.
+// giveUpForwards ends requests under way at nodes that no longer lead, or on a way that has
+// become another.
 func (c *Cluster) giveUpForwards() {
 	c.mu.Lock()
 	var under []*forward
@@ -194,7 +196,7 @@ func (c *Cluster) giveUpForwards() {
 	}
 	c.mu.Unlock()
 	for _, f := range under {
-		if now := c.leader(f.shard); now != "" && now != f.to || !c.up(f.to) {
+		if now := c.leader(f.shard); now != "" && now != f.to || !c.reachable(f.to) || c.via(f.to) != f.via {
 			f.cancel()
 		}
 	}

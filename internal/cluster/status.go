@@ -20,6 +20,8 @@ type status struct {
 	Closing bool          `json:"closing,omitempty"`
 	Low     bool          `json:"low,omitempty"` // its disk is nearly full: others should lead
 	Shards  []shardStatus `json:"shards"`
+	Reaches []string      `json:"reaches,omitempty"` // who has answered it lately
+	Led     []led         `json:"led,omitempty"`     // by others
 }
 
 type shardStatus struct {
@@ -33,9 +35,10 @@ type shardStatus struct {
 
 // heard is what another node has told, and when.
 type heard struct {
-	status status
-	at     time.Time
-	asking bool
+	status  status
+	at      time.Time // when it was heard, whoever asked
+	reached time.Time // when it has answered
+	asking  bool
 }
 
 // kickEvery is how soon others are told of a change of leadership.
@@ -43,6 +46,7 @@ const kickEvery = 20 * time.Millisecond
 
 func (c *Cluster) ownStatus(r *running) status {
 	s := status{Member: c.self.Member, Level: txn.Level, Closing: c.closing.Load(), Low: r.node.LowSpace()}
+	s.Reaches, s.Led = c.second()
 	for i := range r.node.Shards() {
 		g, h := r.log.Group(i), r.node.Shard(i)
 		members := g.Members()
@@ -161,11 +165,15 @@ func (c *Cluster) exchange(member string, own []byte) {
 		if err == nil {
 			err = decode(body, &s)
 		}
-		if err == nil && s.Member == member {
+		known := err == nil && s.Member == member
+		if known {
 			c.hear(s)
 		}
 		c.mu.Lock()
 		h.asking = false
+		if known {
+			h.reached = time.Now()
+		}
 		c.mu.Unlock()
 	})
 }
@@ -247,7 +255,7 @@ func (c *Cluster) CountMembers() (up, down int) {
 	return up, down
 }
 
-// heardLeader is who said last that it leads a shard.
+// heardLeader is who said last that it leads a shard, to this node or to one that tells it.
 func (c *Cluster) heardLeader(shard uint32) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -259,6 +267,11 @@ func (c *Cluster) heardLeader(shard uint32) string {
 		for i := range h.status.Shards {
 			if s := &h.status.Shards[i]; s.Shard == shard && s.Leading && s.Term > term {
 				leader, term = member, s.Term
+			}
+		}
+		for i := range h.status.Led {
+			if l := &h.status.Led[i]; l.Shard == shard && l.Term > term && l.Leader != c.self.Member {
+				leader, term = l.Leader, l.Term
 			}
 		}
 	}
@@ -357,7 +370,7 @@ func (c *Cluster) post(to string, box <-chan *shard.Message) {
 			batch = append(batch, <-box)
 		}
 		ctx, cancel := context.WithTimeout(c.ctx, messagesTimeout)
-		if _, err := c.cfg.Port.Call(ctx, to, "messages", encode(batch)); err != nil {
+		if _, err := c.send(ctx, to, "messages", encode(batch)); err != nil {
 			c.log.Debug("messages between shards were lost", "to", to, "messages", len(batch), "error", err)
 		}
 		cancel()

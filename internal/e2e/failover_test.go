@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/assent-tx/assent"
+	"github.com/assent-tx/assent/internal/serveproc"
 )
 
 var failoverKills = flag.Int("failover.kills", 5, "how many leaders TestFailoverGap kills")
@@ -193,6 +194,67 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 		if o.Abort != nil {
 			t.Errorf("aborted: %+v", o.Abort)
 		}
+	}
+}
+
+// TestTwoNodesApart: two leaders do not see each other, and a third node sees both. Nobody
+// is elected, since each of them has its majority; what they have to say to each other, for
+// transactions with locks of both and for requests that a client brings to the wrong one,
+// goes over the third. Nothing is aborted.
+func TestTwoNodesApart(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	c, _ := twoBooks(ctx, t, 3)
+	l, working := c.newLoad(ctx)
+	c.oneShots(working, l, 6)
+	c.stepByStep(working, l, 3, deferred)
+	for _, cut := range []serveproc.Link{{Cut: true}, {Held: true}} {
+		var a, b *serveproc.Process
+		for a == b { // leads are spread over the nodes
+			var err error
+			if a, err = c.AwaitLeader(ctx, 0, nil); err != nil {
+				t.Fatal(err)
+			}
+			if b, err = c.AwaitLeader(ctx, 1, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Links.Set(a.Name, b.Name, cut)
+		c.Links.Set(b.Name, a.Name, cut)
+		start := time.Now()
+		for _, n := range []int64{100, 100, 100} { // what was under way when it began is no proof
+			if err := c.bank.progress(ctx, n); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		t.Logf("%s and %s are apart (%+v) for %v: the longest time without a commit is %v", a.Name, b.Name, cut,
+			time.Since(start).Round(time.Millisecond), c.bank.gap(start, time.Now()).Round(time.Millisecond))
+		for shard, n := range []*serveproc.Process{a, b} {
+			if now, err := c.AwaitLeader(ctx, uint32(shard), nil); err != nil || now != n {
+				t.Errorf("shard %d was taken from %s: %v", shard, n.Name, err)
+			}
+		}
+		c.Links.Heal()
+		for _, n := range []*serveproc.Process{a, b} {
+			for {
+				body, err := n.Get(ctx, "/v1/cluster")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !strings.Contains(string(body), `"down"`) {
+					break
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		}
+	}
+	l.stop()
+	c.quiet(ctx)
+	c.bank.audit(ctx, t)
+	t.Log(c.caller.seen())
+	if c.bank.aborted.Load() > 0 {
+		t.Errorf("transactions were aborted: %v", c.bank.reasons)
 	}
 }
 

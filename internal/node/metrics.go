@@ -39,6 +39,7 @@ type Metrics struct {
 	leads        prometheus.Counter
 	checks       *prometheus.CounterVec // by result
 	forwarded    *prometheus.CounterVec // by result
+	relayed      prometheus.Counter
 	members      atomic.Pointer[func() (up, down int)]
 
 	committed, abortedVote, abortedOther prometheus.Counter // resolved once: the hot ones
@@ -85,6 +86,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.leads = counter("leaderships_total", "Times that this node began to lead a shard.").WithLabelValues()
 	m.checks = counter("state_checks_total", "Comparisons of this replica's state with the leader's, by result. A replica that diverged halts.", "result")
 	m.forwarded = counter("forwarded_requests_total", "Requests handed to the leader at another node, by result: answered, refused, unreachable.", "result")
+	m.relayed = counter("relayed_calls_total", "Calls to a node that this one does not reach, handed to a third one that does.").WithLabelValues()
 	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "assent_call_seconds", Help: "Calls to participants, by service, phase and result.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15),
 	}, []string{"service", "phase", "result"})
@@ -109,6 +111,9 @@ func (m *Metrics) Snapshotted(_ uint32, took time.Duration, _ int64, err error) 
 		m.snapshots.Observe(took.Seconds())
 	}
 }
+
+// Relayed counts one call that a third node was asked to hand on.
+func (m *Metrics) Relayed() { m.relayed.Inc() }
 
 // Forwarded counts one request handed to another node.
 func (m *Metrics) Forwarded(result string) { m.forwarded.WithLabelValues(result).Inc() }
