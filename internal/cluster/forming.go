@@ -208,6 +208,11 @@ func (c *Cluster) takeJoin(ctx context.Context, from peer.Caller, body []byte) (
 // doAdmit is executed by the leader of shard 0.
 func (c *Cluster) doAdmit(ctx context.Context, n *node.Node, m txn.Member) (bool, error) {
 	for _, o := range c.members(c.running.Load()) {
+		if o.Name == m.Name && o.ID != m.ID && o.Leaving {
+			e := reason.New(reason.MemberInUse, "wait until it is removed: assent cluster status", "the cluster has a node %q with another data directory (%s), which is being removed", o.Name, o.ID)
+			e.RetryAfterMs = 200
+			return false, e
+		}
 		if o.Name == m.Name && o.ID != m.ID {
 			return false, reason.New(reason.MemberInUse, fmt.Sprintf("choose another name, or remove the lost one first: assent cluster remove %s", o.Name),
 				"the cluster has a node %q already, with another data directory (%s)", o.Name, o.ID)

@@ -251,7 +251,11 @@ func (c *Cluster) Cluster(context.Context) (node.Cluster, error) {
 	}
 	out := node.Cluster{ID: r.identity.Cluster, Incarnation: r.identity.Incarnation, Node: c.self.Name}
 	statuses := map[string]status{}
-	members := c.withReplicas(r, c.book.all())
+	table := c.book.all()
+	if c.isCaughtUp(r) { // the book follows after a while
+		table, _ = r.node.Members()
+	}
+	members := c.withReplicas(r, table)
 	for _, m := range members {
 		v := node.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, HTTP: m.HTTP, GRPC: m.GRPC, State: "down", Draining: m.Draining, Level: m.Level}
 		if s, up := c.statusOf(m.ID); up || m.ID == c.self.Member {
