@@ -211,6 +211,25 @@ func TestLeaders(t *testing.T) {
 	}
 }
 
+// TestHalfKnown: a node that has just been founded does not know yet where clients reach the
+// others. It is asked again soon, and so its death does not leave the client alone.
+func TestHalfKnown(t *testing.T) {
+	a, b := node(t, "a"), node(t, "b")
+	a.view = cluster("1f", 5, []member{{"a", a.URL, "up"}, {"b", "", "up"}}, "a")
+	n := nodes(t, discovery.Config{Endpoints: []string{a.URL}})
+	await(t, "the cluster is learned", func() bool { return ask(t, n, id(0)) == "a" && len(n.URLs()) == 1 && a.asked("/v1/cluster") > 0 })
+	for _, of := range []*fakeNode{a, b} {
+		of.set(func() { of.view = cluster("1f", 5, []member{{"a", a.URL, "up"}, {"b", b.URL, "up"}}, "a") })
+	}
+	began := time.Now()
+	await(t, "the second node is known", func() bool { return ask(t, n, id(0)) == "a" && len(n.URLs()) == 2 })
+	t.Log("known after", time.Since(began).Round(time.Millisecond))
+	a.kill()
+	if got := ask(t, n, id(0)); got != "b" {
+		t.Errorf("the request went to %q", got)
+	}
+}
+
 // TestHint: a refusal names the leader, which is asked at once, known or not.
 func TestHint(t *testing.T) {
 	a, b, c := node(t, "a"), node(t, "b"), node(t, "c")

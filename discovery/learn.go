@@ -153,11 +153,13 @@ func (n *Nodes) take(from *endpoint, v *view) bool {
 	}
 	byID := map[string]*endpoint{}
 	var members, others []*endpoint
+	half := false
 	for i := range v.Nodes {
 		m := &v.Nodes[i]
 		u, err := parse(m.HTTP)
 		if err != nil {
-			continue // it tells clients nothing
+			half = true
+			continue // it has not told yet where clients reach it
 		}
 		e := n.endpointLocked(u, "")
 		byID[m.ID] = e
@@ -189,7 +191,7 @@ func (n *Nodes) take(from *endpoint, v *view) bool {
 			}
 		}
 	}
-	n.cluster, n.restored, n.leaders, n.former = v.Cluster, v.Incarnation, leaders, former
+	n.cluster, n.restored, n.leaders, n.former, n.half = v.Cluster, v.Incarnation, leaders, former, half
 	n.members = append(members, others...)
 	if slices.Contains(others, n.current) {
 		n.current = nil // it goes, or is gone

@@ -41,6 +41,7 @@ type Nodes struct {
 	seeded   time.Time            // when they were loaded
 	stale    bool                 // what was learned may be wrong
 	learned  time.Time            // when it was asked for
+	half     bool                 // some members have not told where they are
 	learning bool                 // somebody asks
 }
 
@@ -288,6 +289,7 @@ const (
 	firstAvoid = 100 * time.Millisecond
 	maxAvoid   = 10 * time.Second
 	keepFor    = 30 * time.Second       // what was learned
+	keepHalf   = time.Second            // likewise, if it is not all
 	learnEvery = 500 * time.Millisecond // at most
 	lookEvery  = 250 * time.Millisecond // at most, at a node when all have failed
 )
@@ -298,7 +300,11 @@ func (n *Nodes) pick(key, hint string, tried []*endpoint) *endpoint {
 	defer n.mu.Unlock()
 	now := time.Now()
 	lead := n.leaderLocked(key)
-	if n.stale && now.Sub(n.learned) >= learnEvery || now.Sub(n.learned) >= keepFor && !n.cfg.Static {
+	keep := keepFor
+	if n.half {
+		keep = keepHalf
+	}
+	if n.stale && now.Sub(n.learned) >= learnEvery || now.Sub(n.learned) >= keep && !n.cfg.Static {
 		n.learnLocked()
 	}
 	if n.current == nil && len(tried) == 0 {
