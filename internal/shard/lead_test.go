@@ -98,6 +98,7 @@ func TestNoTickForWhatWaitsForAnAppend(t *testing.T) {
 	d := newDrive(t)
 	d.step(&Lead{Term: 1})
 	d.apply(1)
+	d.s.cfg.OverlapCommands = 0
 	for i := range d.s.cfg.MaxAppendsInFlight {
 		d.step(&Get{Token: Token(i + 1), ID: txnid.New(1_750_000_000_000, [10]byte{byte(i)})})
 	}
@@ -110,6 +111,45 @@ func TestNoTickForWhatWaitsForAnAppend(t *testing.T) {
 	d.apply(1)
 	if len(d.entries) != d.s.cfg.MaxAppendsInFlight {
 		t.Fatalf("the acknowledgement was not proposed when an append was free: %d in flight", len(d.entries))
+	}
+}
+
+// A small entry waits for the append in flight, and goes when that is applied or when it
+// has grown; meanwhile the shard asks for no Tick.
+func TestSmallEntryWaits(t *testing.T) {
+	d := newDrive(t)
+	d.s.cfg.OverlapCommands = 3
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	ask := func(n int) { d.step(&Rollback{Token: Token(n), ID: txnid.New(1_750_000_000_000, [10]byte{byte(n)})}) }
+	ask(1)
+	ask(2)
+	ask(3)
+	if len(d.entries) != 1 {
+		t.Fatalf("%d entries in flight, wanted the first alone", len(d.entries))
+	}
+	d.s.lazyAck(txn.Ack{ID: txnid.New(1_750_000_000_000, [10]byte{9}), Fate: txn.FateDone})
+	d.nowUs += 2 * d.s.cfg.AckLingerUs
+	d.step(&Tick{})
+	if wake := d.s.Ready().WakeAtUs; wake <= d.nowUs {
+		t.Fatalf("wants a Tick at %d although it had one at %d", wake, d.nowUs)
+	}
+	ask(4)
+	if len(d.entries) != 2 {
+		t.Fatalf("%d entries in flight: one of three commands did not go", len(d.entries))
+	}
+	ask(5)
+	d.apply(1)
+	if len(d.entries) != 1 {
+		t.Fatalf("%d entries in flight: one left before those before it were applied", len(d.entries))
+	}
+	d.apply(1)
+	if len(d.entries) != 1 || len(d.replies) != 4 {
+		t.Fatalf("%d entries in flight, %d answers", len(d.entries), len(d.replies))
+	}
+	d.apply(1)
+	if len(d.entries) != 0 || len(d.replies) != 5 {
+		t.Fatalf("%d entries in flight, %d answers", len(d.entries), len(d.replies))
 	}
 }
 

@@ -62,7 +62,7 @@ func (s *Shard) fillEntries() {
 	if !s.leading {
 		return
 	}
-	for s.inFlight < s.cfg.MaxAppendsInFlight && s.hasEntry() {
+	for s.mayPropose() && s.hasEntry() {
 		if len(s.sealed) == 0 {
 			s.openEntry()
 			s.seal()
@@ -77,6 +77,15 @@ func (s *Shard) fillEntries() {
 		s.proposedSeq++
 		s.propose(entry, count)
 	}
+}
+
+// mayPropose: an append costs much the same whatever it carries, so a small one waits for
+// the one before it, and takes along what comes meanwhile.
+func (s *Shard) mayPropose() bool {
+	if s.inFlight <= 0 { // less, if the log has committed one twice
+		return true
+	}
+	return s.inFlight < s.cfg.MaxAppendsInFlight && (len(s.sealed) > 0 || s.openCount >= s.cfg.OverlapCommands)
 }
 
 func (s *Shard) propose(entry []byte, count int) {
@@ -294,7 +303,7 @@ func (s *Shard) nextWakeUs() int64 {
 	if len(s.timers) > 0 {
 		at = min(at, s.timers[0].atUs)
 	}
-	if len(s.lazy) > 0 && s.inFlight < s.cfg.MaxAppendsInFlight { // else the next Apply lets them go
+	if len(s.lazy) > 0 && s.mayPropose() { // else the next Apply lets them go
 		at = min(at, s.lazySinceUs+s.cfg.AckLingerUs)
 	}
 	return at

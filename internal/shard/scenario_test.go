@@ -39,7 +39,7 @@ const epochMs = 1_750_000_000_000
 //	print                         state and memory
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata/scenario", func(t *testing.T, path string) {
-		s := newScenario(DefaultConfig())
+		s := newScenario(scenarioDefaults())
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			before := s.wakeUs
 			s.out.Reset()
@@ -69,6 +69,13 @@ type scenario struct {
 	calls    map[string]Call // the last one of each branch
 	token    Token
 	out      strings.Builder
+}
+
+// scenarioDefaults have every entry go at once, so that one step shows all it does.
+func scenarioDefaults() Config {
+	cfg := DefaultConfig()
+	cfg.OverlapCommands = 0
+	return cfg
 }
 
 func newScenario(cfg Config) *scenario {
@@ -214,10 +221,10 @@ func (s *scenario) run(t *testing.T, d *datadriven.TestData) {
 	next := func() Token { s.token++; return s.token }
 	switch d.Cmd {
 	case "config":
-		cfg := DefaultConfig()
+		cfg := scenarioDefaults()
 		for name, field := range map[string]*int{
 			"retained": &cfg.RetainedTransactions, "open": &cfg.MaxOpenTransactions, "waiting": &cfg.MaxWaitingRequests,
-			"appends": &cfg.MaxAppendsInFlight, "pending": &cfg.MaxPendingBytes, "wakeups": &cfg.RecoveryWakeups, "batch": &cfg.ForgetBatch,
+			"appends": &cfg.MaxAppendsInFlight, "overlap": &cfg.OverlapCommands, "pending": &cfg.MaxPendingBytes, "wakeups": &cfg.RecoveryWakeups, "batch": &cfg.ForgetBatch,
 		} {
 			d.MaybeScanArgs(t, name, field)
 		}

@@ -42,6 +42,7 @@ type Config struct {
 	MaxLockWaitUs         int64  // of a one-shot transaction's locks, or of one step's, before it is aborted; 0: no limit but its timeout
 	MaxWaitingRequests    int    // requests that wait for an answer
 	MaxAppendsInFlight    int    // entries proposed and not yet applied
+	OverlapCommands       int    // an entry with fewer waits until those before it are applied
 	MaxEntryBytes         int    // an entry is closed when it has this many; one command may exceed it
 	MaxPendingBytes       int    // commands that wait for a free append; new transactions are refused beyond
 	MaxResultBytes        int    // participants' results kept for ended transactions
@@ -71,6 +72,7 @@ func DefaultConfig() Config {
 		MaxKeyWaiters:         1_000,
 		MaxWaitingRequests:    50_000,
 		MaxAppendsInFlight:    3,
+		OverlapCommands:       16,
 		MaxEntryBytes:         256 << 10,
 		MaxPendingBytes:       64 << 20,
 		MaxResultBytes:        32 << 20,

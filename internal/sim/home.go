@@ -40,7 +40,7 @@ func newHome(w *world, idx, shards uint32) *home {
 	cfg.ForgetBatch = 1 + w.rng.IntN(8)
 	cfg.MaxEntryBytes = w.opt.EntryBytes
 	cfg.MaxResultBytes = []int{20, 1 << 20}[w.rng.IntN(2)]
-	cfg.MaxAppendsInFlight = 1 + w.rng.IntN(4)
+	cfg.MaxAppendsInFlight, cfg.OverlapCommands = 1+w.rng.IntN(4), int(w.seed%3)
 	cfg.MaxPendingBytes = []int{300, 64 << 20, 64 << 20}[w.rng.IntN(3)]
 	cfg.RecoveryWakeups = w.rng.IntN(3)
 	cfg.HashCheckIntervalUs = []int64{0, 100_000, 2_000_000}[w.seed%3]

@@ -67,6 +67,7 @@ func (r *replica) start() {
 	cfg.Shard, cfg.Shards = uint32(r.g.shard), uint32(len(c.groups))
 	cfg.Node, cfg.Cluster, cfg.Incarnation = r.n.String(), [16]byte{1}, 1
 	cfg.MaxAppendsInFlight = 1 + c.w.Rand().IntN(3)
+	cfg.OverlapCommands = c.w.Rand().IntN(3)
 	cfg.RetainedTransactions = c.opt.Retained
 	cfg.MaxLockWaitUs = c.opt.LockWaitUs
 	cfg.ForgetBatch = 8

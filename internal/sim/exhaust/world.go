@@ -98,7 +98,7 @@ const (
 func coreConfig(cfg *Config, name string) shard.Config {
 	c := shard.DefaultConfig()
 	c.Node, c.Cluster, c.Incarnation = name, [16]byte{1}, 1
-	c.MaxAppendsInFlight = max(cfg.MaxAppendsInFlight, 1)
+	c.MaxAppendsInFlight, c.OverlapCommands = max(cfg.MaxAppendsInFlight, 1), 0
 	c.AckLingerUs = 50
 	c.PrepareBackoffUs, c.MaxPrepareBackoffUs = 10, 20
 	c.FinishBackoffUs, c.MaxFinishBackoffUs = 10, 20

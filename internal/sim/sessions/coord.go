@@ -119,6 +119,7 @@ func (c *coord) start() {
 	cfg.Shard, cfg.Shards = uint32(c.index), uint32(w.opt.Shards)
 	cfg.Node, cfg.Cluster, cfg.Incarnation = "sim", [16]byte{1}, 1
 	cfg.MaxAppendsInFlight = 1 + w.rng.IntN(3)
+	cfg.OverlapCommands = 2 * (cfg.MaxAppendsInFlight - 1)
 	cfg.HashCheckIntervalUs, cfg.HashCheckEntries = 200_000, 10
 	c.sh = shard.New(cfg)
 	c.life++
