@@ -17,6 +17,12 @@ const peerTimeout = 2 * time.Second
 // two under way have peerTimeout each.
 const pipelineTimeout = 2*peerTimeout + time.Second
 
+// Entries that did not reach a peer are sent again this often, for so long.
+const (
+	resendEvery = 100 * time.Millisecond
+	resendFor   = 10 * time.Second
+)
+
 // transport carries a group's Raft messages: over Config.Peers, or to nobody. It puts
 // its own messages among those that come in.
 type transport struct {
@@ -29,11 +35,11 @@ type transport struct {
 	stuckAfter time.Duration // of a pipeline
 	mu         sync.Mutex
 	pipelines  map[*pipeline]struct{}
-	hungUp     bool
+	hungUp     chan struct{} // closed for a group that shuts down
 }
 
 func (l *Log) newTransport(shard uint32) *transport {
-	t := &transport{rpcs: make(chan raft.RPC), closed: make(chan struct{}), stuckAfter: pipelineTimeout, pipelines: map[*pipeline]struct{}{}}
+	t := &transport{rpcs: make(chan raft.RPC), closed: make(chan struct{}), stuckAfter: pipelineTimeout, pipelines: map[*pipeline]struct{}{}, hungUp: make(chan struct{})}
 	self := raft.ServerAddress(l.id.member())
 	if l.cfg.Peers == nil {
 		_, t.Transport = raft.NewInmemTransport(self)
@@ -111,10 +117,11 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	guarded := &pipeline{p, t}
 	t.mu.Lock()
 	t.pipelines[guarded] = struct{}{}
-	hungUp := t.hungUp
 	t.mu.Unlock()
-	if hungUp {
+	select {
+	case <-t.hungUp:
 		_ = guarded.Close()
+	default:
 	}
 	return guarded, nil
 }
@@ -134,10 +141,14 @@ func (p *pipeline) Close() error {
 	return p.AppendPipeline.Close()
 }
 
-// hangUp ends all pipelines, for a group that shuts down.
+// hangUp ends all pipelines, and the patience with peers that are away, for a group that shuts down.
 func (t *transport) hangUp() {
 	t.mu.Lock()
-	t.hungUp = true
+	select {
+	case <-t.hungUp:
+	default:
+		close(t.hungUp)
+	}
 	var open []*pipeline
 	for p := range t.pipelines {
 		open = append(open, p)
@@ -146,6 +157,37 @@ func (t *transport) hangUp() {
 	for _, p := range open {
 		_ = p.Close()
 	}
+}
+
+// AppendEntries implements raft.Transport. What does not arrive is sent again from here: the
+// library doubles its pause with each failure, to 10 s, and once more when the peer is back
+// and says where its log ends. A node that was away for some seconds followed after a
+// quarter of a minute, and meanwhile the death of another one stopped the group. The time is
+// bounded, since the library waits for its senders: one that was removed, or is asked to
+// hand over the lead, is not noticed here.
+func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	err := t.Transport.AppendEntries(id, target, args, resp)
+	if err == nil || isHeartbeat(args) {
+		return err
+	}
+	again := time.NewTicker(resendEvery)
+	defer again.Stop()
+	for end := time.Now().Add(resendFor); err != nil && time.Now().Before(end); {
+		select {
+		case <-again.C:
+			err = t.Transport.AppendEntries(id, target, args, resp)
+		case <-t.hungUp:
+			return err
+		case <-t.closed:
+			return err
+		}
+	}
+	return err
+}
+
+// isHeartbeat: the library has a sender of its own for them.
+func isHeartbeat(a *raft.AppendEntriesRequest) bool {
+	return a.PrevLogEntry == 0 && a.PrevLogTerm == 0 && len(a.Entries) == 0 && a.LeaderCommitIndex == 0
 }
 
 // stand has this group's voter stand for election now, unless it leads by then: a leader
