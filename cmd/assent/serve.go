@@ -31,6 +31,7 @@ func (c *serveCmd) Run(ctx context.Context, std *streams) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	log := newLogger(std.err, c.LogFormat, c.LogLevel)
+	go keepHeapFloor(ctx)
 
 	// Addresses first: who cannot listen must not touch the data.
 	listeners, err := c.listen(ctx)
