@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -558,6 +559,93 @@ func TestRegister(t *testing.T) {
 	defer cancelShort()
 	if err := p.Register(short, server.URL, "x"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("nobody there: %v", err)
+	}
+}
+
+// TestKeepRegistered: a registration that has gone or changed is made again, and one that is
+// there, that is being removed, or that nobody can be asked about is left alone.
+func TestKeepRegistered(t *testing.T) {
+	var mu sync.Mutex
+	var puts, gets int
+	status, answer := http.StatusNotFound, `{"details":[{"reason":"NOT_FOUND"}]}`
+	set := func(s int, a string) {
+		mu.Lock()
+		defer mu.Unlock()
+		status, answer = s, a
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.Method == http.MethodPut {
+			puts++
+			return
+		}
+		gets++
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, answer)
+	}))
+	t.Cleanup(server.Close)
+	nodes, err := discovery.New(discovery.Config{Endpoints: []string{server.URL}, Static: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nodes.Close()
+	r := participant.Registration{HTTP: participant.Endpoints{Prepare: "http://10.0.0.1/p"}, Capabilities: []string{"read_only", "one_phase"}}
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	told := make(chan struct{}, 100)
+	done := make(chan error, 1)
+	running, stop := context.WithCancel(ctx)
+	go func() {
+		done <- participant.KeepRegistered(running, nodes, "x", r, time.Millisecond, func() { told <- struct{}{} })
+	}()
+	for range 3 { // it stays unknown
+		select {
+		case <-told:
+		case <-ctx.Done():
+			t.Fatal("it was not registered again")
+		}
+	}
+	set(http.StatusOK, `{"http":{"prepare":"http://10.0.0.1/p"},"capabilities":["one_phase","read_only"]}`)
+	if !participant.IsRegistered(ctx, nodes, "x", r) {
+		t.Error("it is not known to be registered")
+	}
+	mu.Lock()
+	was, asked := puts, gets
+	mu.Unlock()
+	for seen := 0; seen < 3 && ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		mu.Lock()
+		seen = gets - asked
+		mu.Unlock()
+	}
+	mu.Lock()
+	if puts > was+1 { // one may have been under way
+		t.Errorf("registered %d times again although nothing was wrong", puts-was)
+	}
+	mu.Unlock()
+	stop()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		status int
+		answer string
+		want   bool
+	}{
+		{200, `{"http":{"prepare":"http://10.0.0.2/p"},"capabilities":["one_phase","read_only"]}`, false},
+		{200, `{"http":{"prepare":"http://10.0.0.1/p"},"capabilities":["one_phase"]}`, false},
+		{200, `{"state":"draining"}`, true},
+		{404, `{"details":[{"reason":"NOT_FOUND"}]}`, false},
+		{404, `{}`, true}, {404, `not found`, true}, {500, `{}`, true}, {429, `{}`, true},
+	} {
+		set(c.status, c.answer)
+		if got := participant.IsRegistered(ctx, nodes, "x", r); got != c.want {
+			t.Errorf("%d %s: %v", c.status, c.answer, got)
+		}
+	}
+	server.Close()
+	if !participant.IsRegistered(ctx, nodes, "x", r) {
+		t.Error("a coordinator that is away makes it register again and again")
 	}
 }
 

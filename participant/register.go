@@ -1,6 +1,7 @@
 package participant
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,6 +65,8 @@ const (
 	registerFirstPause = 100 * time.Millisecond
 	registerLongPause  = 5 * time.Second
 	maxErrorBytes      = 4096
+	maxServiceBytes    = 1 << 20
+	registrationCheck  = 30 * time.Second
 )
 
 // Register registers this participant at the coordinator; see the function.
@@ -111,6 +115,62 @@ func RegisterAt(ctx context.Context, nodes *discovery.Nodes, service string, r R
 			return fmt.Errorf("register %s: %w; last: %w", service, ctx.Err(), err)
 		}
 	}
+}
+
+// KeepRegistered registers, and again whenever the registration has gone (with a restored
+// cluster, or by a mistake) or names other endpoints or capabilities. It looks that often
+// (0: every 30 s), until ctx ends or the coordinator refuses the registration for good, and returns why.
+// told, if it is not nil, is called after each registration. A service that somebody is
+// removing is left alone, and a coordinator that cannot be asked is asked again later.
+func KeepRegistered(ctx context.Context, nodes *discovery.Nodes, service string, r Registration, every time.Duration, told func()) error {
+	tick := time.NewTicker(cmp.Or(every, registrationCheck))
+	defer tick.Stop()
+	for registered := false; ; registered = IsRegistered(ctx, nodes, service, r) {
+		if !registered {
+			if err := RegisterAt(ctx, nodes, service, r); err != nil {
+				return err
+			}
+			if told != nil {
+				told()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("register %s: %w", service, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// IsRegistered is false if the coordinator does not know the service, or knows it with other
+// endpoints or capabilities. One that is being removed counts as registered, and so does one
+// whose coordinator cannot be asked: there is nothing to do now.
+func IsRegistered(ctx context.Context, nodes *discovery.Nodes, service string, r Registration) bool {
+	ctx, cancel := context.WithTimeout(ctx, registerTryTimeout)
+	defer cancel()
+	answer, err := nodes.Do(ctx, &discovery.Request{Method: http.MethodGet, Path: "/v1/services/" + url.PathEscape(service), MaxBytes: maxServiceBytes})
+	if err != nil {
+		return true
+	}
+	var now struct {
+		State        string
+		HTTP         Endpoints
+		Capabilities []string
+		Details      []struct{ Reason string }
+	}
+	if json.Unmarshal(answer.Body, &now) != nil {
+		return true // a proxy's word
+	}
+	if answer.Status == http.StatusNotFound {
+		return !slices.ContainsFunc(now.Details, func(d struct{ Reason string }) bool { return d.Reason == "NOT_FOUND" })
+	}
+	if answer.Status != http.StatusOK || now.State == "draining" {
+		return true
+	}
+	want := slices.Clone(r.Capabilities)
+	slices.Sort(want)
+	slices.Sort(now.Capabilities)
+	return now.HTTP == r.HTTP && slices.Equal(now.Capabilities, want)
 }
 
 func registerOnce(ctx context.Context, nodes *discovery.Nodes, put *discovery.Request) (definite bool, err error) {

@@ -857,13 +857,13 @@ func keepsRegistered(t *testing.T, b *bed) {
 		}
 		return nil
 	})
-	if a.isRegistered(t.Context()) { // the fake tells of other endpoints
+	if participant.IsRegistered(t.Context(), a.coord.nodes, a.cfg.Service, a.registration()) { // the fake tells of other endpoints
 		t.Error("a registration with other endpoints is taken for ours")
 	}
 	f.mu.Lock()
 	f.gone = true
 	f.mu.Unlock()
-	if a.isRegistered(t.Context()) {
+	if participant.IsRegistered(t.Context(), a.coord.nodes, a.cfg.Service, a.registration()) {
 		t.Error("a missing registration is taken for ours")
 	}
 	cancel()
@@ -871,7 +871,7 @@ func keepsRegistered(t *testing.T, b *bed) {
 		t.Errorf("Run: %v", err)
 	}
 	srv.Close()
-	if !a.isRegistered(t.Context()) {
+	if !participant.IsRegistered(t.Context(), a.coord.nodes, a.cfg.Service, a.registration()) {
 		t.Error("a coordinator that is away makes the agent register again and again")
 	}
 }
