@@ -24,6 +24,10 @@ type benchCmd struct {
 	Duration     time.Duration `default:"20s" help:"Time for the transactions of all rounds together; the floor takes about as long again."`
 	Warmup       time.Duration `default:"2s" help:"Time before the first round, not counted."`
 	Suite        bool          `help:"Measure everything that docs/PERFORMANCE.md promises, in about three minutes. Of the settings above, none applies."`
+	Nodes        int           `default:"1" help:"Nodes of the coordinator; clients go to the leader of a transaction's home."`
+	Shards       int           `default:"1" help:"Shards of the coordinator."`
+	Scaling      bool          `help:"Measure how the cost of a transaction grows with nodes, shards, services and open transactions, in about eight minutes. Of the settings above, none applies."`
+	Tables       string        `placeholder:"TEXT" help:"With --scaling: only the tables whose name contains this (shards, services, open, 3 nodes)."`
 	Participants string        `enum:"http,postgres,postgres-agents" default:"http" help:"Who takes part: http (services that answer at once), postgres (databases behind agents in the coordinator's process) or postgres-agents (each agent in a process of its own). With databases the floor is a loop that does the same by hand."`
 	DSN          []string      `name:"dsn" placeholder:"DSN" help:"A PostgreSQL database to move money between, once for each participant. The schema assent_bench is made there anew."`
 	URL          string        `help:"Aim at a running coordinator instead of starting one. It must reach this machine's loopback addresses."`
@@ -64,6 +68,14 @@ func (c *benchCmd) Run() error {
 		suite.Print(os.Stdout)
 		return nil
 	}
+	if c.Scaling {
+		scaling, err := bench.RunScaling(ctx, self, c.Dir, c.Tables, os.Stderr)
+		if c.Output == "json" {
+			return errors.Join(err, printJSON(scaling))
+		}
+		scaling.Print(os.Stdout)
+		return err
+	}
 	switch {
 	case c.Participants == "http" && len(c.DSN) > 0:
 		c.Participants = "postgres"
@@ -71,7 +83,7 @@ func (c *benchCmd) Run() error {
 		return &exitError{exitUsage, errors.New("--participants " + c.Participants + " needs databases: give --dsn once for each participant")}
 	}
 	report, err := bench.Run(ctx, bench.Config{
-		Binary: self, Dir: c.Dir, URL: c.URL, Concurrency: max(c.Concurrency, 1), Branches: max(c.Branches, 1), Keys: max(c.Keys, 0),
+		Binary: self, Dir: c.Dir, URL: c.URL, Nodes: c.Nodes, Shards: c.Shards, Concurrency: max(c.Concurrency, 1), Branches: max(c.Branches, 1), Keys: max(c.Keys, 0),
 		Payload: max(c.Payload, 0), Services: max(c.Services, 0), Open: max(c.Open, 0), Rounds: max(c.Rounds, 1), Duration: c.Duration, Warmup: c.Warmup, DSNs: c.DSN,
 		Apart: c.Participants == "postgres-agents",
 	}, os.Stderr)

@@ -1,4 +1,4 @@
-// Package bench measures one coordinator: committed transactions over HTTP
+// Package bench measures a coordinator, of one node or several: committed transactions over HTTP
 // participants that answer at once, each audited, beside a floor measured in
 // turns with it - the bare HTTP calls and the bare log appends that such
 // transactions cannot do without.
@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/assent-tx/assent/internal/serveproc"
@@ -28,6 +29,8 @@ type Config struct {
 	Binary      string // the assent binary, for child processes
 	Dir         string // of the data; empty: a temporary directory
 	URL         string // of a running coordinator; empty: one is started
+	Nodes       int    // of the coordinator that is started; 0 and 1: one that is alone
+	Shards      int    // that it spreads transactions over; 0: 1
 	Concurrency int    // clients that wait for their answer
 	Branches    int    // participants in a transaction, one operation each
 	Keys        int    // locks of each operation; 0: its whole service
@@ -51,6 +54,8 @@ type Report struct {
 	Keys        int `json:"keys"`
 	Payload     int `json:"payload_bytes"`
 	Services    int `json:"idle_services"`
+	Nodes       int `json:"nodes"`
+	Shards      int `json:"shards"`
 	Open        int `json:"open_transactions"`
 	Rounds      int `json:"rounds"`
 
@@ -97,7 +102,7 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 		}
 		defer os.RemoveAll(dir)
 	}
-	b := &run{cfg: cfg, coord: &coordinator{url: cfg.URL}, dir: dir, http: newClient(cfg.Concurrency)}
+	b := &run{cfg: cfg, coord: &coordinator{}, dir: dir, http: newClient(cfg.Concurrency)}
 	defer b.http.CloseIdleConnections()
 	if len(cfg.DSNs) > 0 {
 		b.work = &postgresWorkload{cfg: cfg}
@@ -109,17 +114,11 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.URL == "" {
-		proc, err := serveproc.New(cfg.Binary, filepath.Join(dir, "coordinator"), append(flags, cfg.ServeFlags...)...)
-		if err != nil {
-			return nil, err
-		}
-		if err := proc.Start(ctx); err != nil {
-			return nil, err
-		}
-		defer proc.Kill()
-		b.coord.url, b.coord.pid = proc.URL, proc.Pid()
+	stop, err := b.startCoordinator(ctx, append(flags, cfg.ServeFlags...))
+	if err != nil {
+		return nil, err
 	}
+	defer stop()
 	if err := b.work.start(ctx, b); err != nil {
 		return nil, err
 	}
@@ -132,6 +131,37 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 		return nil, err
 	}
 	return b.rounds(ctx, progress)
+}
+
+// startCoordinator starts the nodes, unless the coordinator runs already.
+func (b *run) startCoordinator(ctx context.Context, flags []string) (stop func(), err error) {
+	if b.cfg.URL != "" {
+		b.coord.urls = []string{b.cfg.URL}
+		return func() {}, nil
+	}
+	b.coord.shards = max(b.cfg.Shards, 1)
+	// Those that are kept open come on top of what a coordinator admits by default.
+	flags = append(flags, "--shards", strconv.Itoa(b.coord.shards), "--max-open-transactions", strconv.Itoa(20_000+b.cfg.Open))
+	var nodes *serveproc.Cluster
+	if b.cfg.Nodes > 1 {
+		nodes, err = serveproc.NewPlainCluster(b.cfg.Binary, b.dir, b.cfg.Nodes, flags...)
+	} else {
+		nodes = &serveproc.Cluster{}
+		var alone *serveproc.Process
+		alone, err = serveproc.New(b.cfg.Binary, filepath.Join(b.dir, "coordinator"), flags...)
+		nodes.Nodes = append(nodes.Nodes, alone)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := nodes.Start(ctx); err != nil {
+		nodes.Close()
+		return nil, err
+	}
+	for _, n := range nodes.Nodes {
+		b.coord.urls, b.coord.pids = append(b.coord.urls, n.URL), append(b.coord.pids, n.Pid())
+	}
+	return nodes.Close, nil
 }
 
 // round is what one round measured.
@@ -205,7 +235,7 @@ func (b *run) warmUp(ctx context.Context) error {
 
 func (b *run) report(rounds []round, spent use, total int) *Report {
 	cfg := b.cfg
-	r := &Report{Concurrency: cfg.Concurrency, Branches: cfg.Branches, Keys: cfg.Keys, Payload: cfg.Payload, Services: cfg.Services, Open: cfg.Open, Rounds: cfg.Rounds, Transactions: int64(total)}
+	r := &Report{Concurrency: cfg.Concurrency, Branches: cfg.Branches, Keys: cfg.Keys, Payload: cfg.Payload, Services: cfg.Services, Nodes: max(cfg.Nodes, 1), Shards: max(cfg.Shards, 1), Open: cfg.Open, Rounds: cfg.Rounds, Transactions: int64(total)}
 	var all, calls []time.Duration
 	var rates, floors, callRates, appendRates, appendTimes []float64
 	for _, x := range rounds {
@@ -258,7 +288,7 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // Print writes the report for people.
 func (r *Report) Print(w io.Writer) {
 	fmt.Fprintf(w, `
-%d clients, %d participants, %d keys each, payloads of %d bytes; medians of %d rounds
+%d clients, %d participants, %d keys each, payloads of %d bytes; %d nodes, %d shards; medians of %d rounds
 besides             %9d idle services, %d open transactions
 transactions        %9.0f /s     %d committed, each prepared and committed exactly once; %d refused
 latency             %9.2f ms p50   %.2f ms p99   %.2f ms p99.9
@@ -268,7 +298,7 @@ p50 to its floor    %9.2f        of 3 bare calls (%.3f ms) and 2 bare appends (%
 CPU per transaction %9.0f us     coordinator; %.0f us participants, %.0f us clients
 log per transaction %9.2f appends of %.1f commands, %.0f bytes, %.2f fsyncs
 coordinator memory  %9.0f MiB
-`, r.Concurrency, r.Branches, r.Keys, r.Payload, r.Rounds, r.Services, r.Open, r.TxnPerSecond, r.Transactions, r.Refused, r.P50, r.P99, r.P999,
+`, r.Concurrency, r.Branches, r.Keys, r.Payload, r.Nodes, r.Shards, r.Rounds, r.Services, r.Open, r.TxnPerSecond, r.Transactions, r.Refused, r.P50, r.P99, r.P999,
 		r.FloorTxnPerSecond, 1+2*r.Branches, r.FloorCalls, r.AppendsPerTxn, r.FloorAppends, r.RatioToFloor, r.Ratios,
 		r.P50ToFloor, r.FloorCallP50, r.FloorAppendP50, r.CoordinatorCPU, r.ParticipantsCPU, r.ClientCPU,
 		r.AppendsPerTxn, r.CommandsPerAppend, r.BytesPerTxn, r.FsyncsPerTxn, r.CoordinatorRSS)

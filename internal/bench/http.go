@@ -85,7 +85,7 @@ func (w *httpWorkload) bareCalls(ctx context.Context, b *run, duration time.Dura
 		body := call
 		switch k := n.Add(1) % each; {
 		case k == 0:
-			body = b.submission()
+			body = b.submission(newID())
 		case k <= uint64(w.cfg.Branches):
 			body = prepare
 		}
@@ -114,6 +114,8 @@ func (w *httpWorkload) audit(ctx context.Context, transactions int) error {
 	})
 }
 
+var errAudit = errors.New("audit")
+
 // eventually waits until check is content; its last complaint is the error.
 func eventually(ctx context.Context, check func() error) error {
 	for deadline := time.Now().Add(30 * time.Second); ; {
@@ -122,7 +124,7 @@ func eventually(ctx context.Context, check func() error) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("audit: %w", err)
+			return fmt.Errorf("%w: %w", errAudit, err)
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):

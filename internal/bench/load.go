@@ -9,11 +9,14 @@ import (
 	"io"
 	mathrand "math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/assent-tx/assent/internal/txnid"
 )
 
 // run is one benchmark under way.
@@ -40,9 +43,87 @@ func (c *client) next() string {
 	return c.name + "-" + strconv.Itoa(c.made)
 }
 
+// coordinator is the nodes that are measured together.
 type coordinator struct {
-	url string
-	pid int // 0: not ours
+	urls    []string
+	pids    []int                    // none: it is not ours
+	shards  int                      // 0: nobody knows
+	leaders atomic.Pointer[[]string] // URLs by shard; nil: a node alone
+}
+
+// at is the node that a client sends a transaction to: the leader of its home, as clients
+// do that have learned it.
+func (c *coordinator) at(id txnid.ID) string {
+	if leaders := c.leaders.Load(); leaders != nil {
+		return (*leaders)[id.Shard(uint32(c.shards))]
+	}
+	return c.urls[0]
+}
+
+// settle waits until leads have stayed where they are for a while: a cluster that has just
+// been made spreads them over its nodes, and a new leader prepares again what is open,
+// which the audit counts.
+func (b *run) settle(ctx context.Context) error {
+	if len(b.coord.urls) < 2 {
+		return nil
+	}
+	const quiet = 3 * time.Second
+	var last []string
+	since := time.Now()
+	for ctx.Err() == nil {
+		if err := b.findLeaders(ctx); err != nil {
+			return err
+		}
+		now := *b.coord.leaders.Load()
+		if !slices.Equal(now, last) {
+			last, since = now, time.Now()
+		}
+		if time.Since(since) >= quiet {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return ctx.Err()
+}
+
+// findLeaders asks who leads, and again until every shard is led.
+func (b *run) findLeaders(ctx context.Context) error {
+	if len(b.coord.urls) < 2 {
+		return nil
+	}
+	return eventually(ctx, func() error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.coord.urls[0]+"/v1/cluster", nil)
+		if err != nil {
+			return err
+		}
+		status, body, err := b.do(req, nil)
+		if err != nil || status != http.StatusOK {
+			return fmt.Errorf("ask who leads: status %d: %w", status, err)
+		}
+		var view struct {
+			Nodes     []struct{ ID, HTTP string }
+			Placement []struct {
+				Shard  int
+				Leader string
+			}
+		}
+		if err := json.Unmarshal(body, &view); err != nil {
+			return err
+		}
+		leaders := make([]string, b.coord.shards)
+		for _, p := range view.Placement {
+			for _, n := range view.Nodes {
+				if n.ID == p.Leader && p.Shard < len(leaders) {
+					leaders[p.Shard] = n.HTTP
+				}
+			}
+		}
+		if shard := slices.Index(leaders, ""); shard >= 0 {
+			return fmt.Errorf("shard %d has no leader", shard)
+		}
+		b.coord.leaders.Store(&leaders)
+		return nil
+	})
 }
 
 func newClient(concurrency int) *http.Client {
@@ -63,17 +144,17 @@ func (b *run) register(ctx context.Context, name, url string, inFlight int) erro
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, b.coord.url+"/v1/services/"+name, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, b.coord.urls[0]+"/v1/services/"+name, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	status, answer, err := b.do(req, nil)
 	if err != nil {
-		return fmt.Errorf("register at %s: %w", b.coord.url, err)
+		return fmt.Errorf("register at %s: %w", b.coord.urls[0], err)
 	}
 	if status != http.StatusOK && status != http.StatusCreated {
-		return fmt.Errorf("register at %s: status %d: %s", b.coord.url, status, answer)
+		return fmt.Errorf("register at %s: status %d: %s", b.coord.urls[0], status, answer)
 	}
 	return nil
 }
@@ -81,6 +162,9 @@ func (b *run) register(ctx context.Context, name, url string, inFlight int) erro
 // background registers services that take part in nothing, and opens transactions
 // that wait for a lock which is never released: what costs by being there.
 func (b *run) background(ctx context.Context) error {
+	if err := b.settle(ctx); err != nil {
+		return err
+	}
 	if b.cfg.Services == 0 && b.cfg.Open == 0 {
 		return nil
 	}
@@ -105,11 +189,15 @@ func (b *run) background(ctx context.Context) error {
 	}
 	next.Store(0)
 	_, err = b.inParallel(ctx, time.Hour, func(c *client) error {
-		if next.Add(1) > int64(b.cfg.Open) {
+		n := next.Add(1)
+		if n > int64(b.cfg.Open) {
 			return errDone
 		}
-		const body = `{"wait":"none","timeout":"10m","operations":[{"service":"held","payload":1,"locks":[{"key":"k"}]}]}`
-		status, answer, err := b.submit(ctx, c, body)
+		// So many may wait for one key that one in waitersPerKey has its lock, and waits for
+		// its participant.
+		id := newID()
+		body := fmt.Sprintf(`{"id":"%v","wait":"none","timeout":"10m","operations":[{"service":"held","payload":1,"locks":[{"key":"k%d"}]}]}`, id, n/waitersPerKey)
+		status, answer, err := b.submit(ctx, c, id, body)
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("open a transaction: status %d: %s", status, answer)
 		}
@@ -118,8 +206,11 @@ func (b *run) background(ctx context.Context) error {
 	return err
 }
 
-func (b *run) submit(ctx context.Context, c *client, body string) (int, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.coord.url+"/v1/transactions", strings.NewReader(body))
+// waitersPerKey is below what a coordinator takes by default.
+const waitersPerKey = 500
+
+func (b *run) submit(ctx context.Context, c *client, id txnid.ID, body string) (int, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.coord.at(id)+"/v1/transactions", strings.NewReader(body))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -210,8 +301,12 @@ func (b *run) inParallel(ctx context.Context, duration time.Duration, work func(
 
 // transactions submits for a time and expects every one to be committed.
 func (b *run) transactions(ctx context.Context, duration time.Duration) (sample, error) {
+	if err := b.findLeaders(ctx); err != nil {
+		return sample{}, err
+	}
 	return b.inParallel(ctx, duration, func(c *client) error {
-		status, answer, err := b.submit(ctx, c, b.submission())
+		id := newID()
+		status, answer, err := b.submit(ctx, c, id, b.submission(id))
 		if err == nil && (status != http.StatusOK || !bytes.Contains(answer, []byte(`"committ`))) {
 			err = fmt.Errorf("status %d: %s", status, answer)
 		}

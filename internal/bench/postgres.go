@@ -99,7 +99,7 @@ func (w *postgresWorkload) start(ctx context.Context, b *run) error {
 			break
 		}
 		agent := exec.Command(w.cfg.Binary, "agent", "postgres", "--service", service(i), "--listen", "127.0.0.1:0",
-			"--coordinator", b.coord.url, "--isolation", "read committed", "--max-connections", w.connections(), "--log-level", "warn")
+			"--coordinator", b.coord.urls[0], "--isolation", "read committed", "--max-connections", w.connections(), "--log-level", "warn")
 		agent.Env = append(os.Environ(), "ASSENT_AGENT_DSN="+inSchema(dsn))
 		agent.Stderr = os.Stderr
 		if err := agent.Start(); err != nil {
@@ -109,7 +109,7 @@ func (w *postgresWorkload) start(ctx context.Context, b *run) error {
 	}
 	for i := range w.cfg.Branches {
 		err := eventually(ctx, func() error {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.coord.url+"/v1/services/"+service(i), nil)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.coord.urls[0]+"/v1/services/"+service(i), nil)
 			if err != nil {
 				return err
 			}

@@ -44,27 +44,32 @@ func (u use) perTxn(n int) use {
 	}
 }
 
-// usage reads the coordinator's meters and the processes' processor times. A
-// coordinator that is not ours tells its own processor time.
+// usage reads the coordinator's meters and the processes' processor times, all nodes'
+// together. A coordinator that is not ours tells its own processor time.
 func (b *run) usage(ctx context.Context) (use, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.coord.url+"/metrics", nil)
-	if err != nil {
-		return use{}, err
-	}
-	status, text, err := b.do(req, nil)
-	if err != nil || status != http.StatusOK {
-		return use{}, fmt.Errorf("read the coordinator's metrics: status %d: %w", status, err)
-	}
-	u := use{
-		appends: metric(text, "assent_log_appends_total"), bytes: metric(text, "assent_log_appended_bytes_total"),
-		commands: metric(text, "assent_append_commands_sum"), fsyncs: metric(text, "assent_log_fsyncs_total"),
-		coordinatorUs: 1e6 * metric(text, "process_cpu_seconds_total"), rssMiB: metric(text, "process_resident_memory_bytes") / (1 << 20),
-	}
-	if b.coord.pid != 0 {
-		if u.rssMiB, err = peakMiB(b.coord.pid); err != nil {
+	var u use
+	for i, url := range b.coord.urls {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/metrics", nil)
+		if err != nil {
 			return use{}, err
 		}
+		status, text, err := b.do(req, nil)
+		if err != nil || status != http.StatusOK {
+			return use{}, fmt.Errorf("read the coordinator's metrics: status %d: %w", status, err)
+		}
+		of := use{
+			appends: metric(text, "assent_log_appends_total"), bytes: metric(text, "assent_log_appended_bytes_total"),
+			commands: metric(text, "assent_append_commands_sum"), fsyncs: metric(text, "assent_log_fsyncs_total"),
+			coordinatorUs: 1e6 * metric(text, "process_cpu_seconds_total"), rssMiB: metric(text, "process_resident_memory_bytes") / (1 << 20),
+		}
+		if i < len(b.coord.pids) {
+			if of.rssMiB, err = peakMiB(b.coord.pids[i]); err != nil {
+				return use{}, err
+			}
+		}
+		u.add(of)
 	}
+	var err error
 	if u.participantsUs, err = b.work.cpuUs(); err != nil {
 		return use{}, err
 	}

@@ -39,11 +39,15 @@ type floor struct {
 	appendTook time.Duration
 }
 
-// submission is one transaction: its id and an operation for each service.
-func (b *run) submission() string {
+func newID() txnid.ID {
 	var random [10]byte
 	_, _ = rand.Read(random[:]) // never fails: it ends the process instead
-	id := txnid.New(uint64(time.Now().UnixMilli()), random).String()
+	return txnid.New(uint64(time.Now().UnixMilli()), random)
+}
+
+// submission is one transaction: its id and an operation for each service.
+func (b *run) submission(of txnid.ID) string {
+	id := of.String()
 	var s strings.Builder
 	s.Grow(256 + b.cfg.Branches*(192+b.cfg.Payload+64*b.cfg.Keys))
 	s.WriteString(`{"id":"`)

@@ -19,7 +19,7 @@ func TestBench(t *testing.T) {
 	defer cancel()
 	for _, flags := range [][]string{nil, {"--branches", "3", "--keys", "0", "--services", "5", "--open", "20"}} {
 		args := append([]string{"bench", "--concurrency", "8", "--rounds", "2", "--duration", "400ms", "--warmup", "50ms", "--output", "json"}, flags...)
-		cmd := exec.CommandContext(ctx, build(t), args...)
+		cmd := exec.CommandContext(ctx, must(t, released), args...)
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatalf("%v: %v\n%s", args, err, out)
@@ -72,7 +72,7 @@ func benchPostgres(t testing.TB, flags ...string) *bench.Report {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, build(t), args...)
+	cmd := exec.CommandContext(ctx, must(t, released), args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

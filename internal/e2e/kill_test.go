@@ -54,23 +54,30 @@ func points() []string {
 	return list
 }
 
-// built is the binary under test, with the failpoints in it.
-var built = sync.OnceValues(func() (string, error) {
-	binary := filepath.Join(buildDir, "assent")
-	out, err := exec.Command("go", "build", "-tags", "failpoints", "-o", binary, "github.com/assent-tx/assent/cmd/assent").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return binary, nil
-})
+// built is the binary under test, with the failpoints in it; released is the one that users
+// run, for what is measured.
+var built, released = sync.OnceValues(buildWith("failpoints")), sync.OnceValues(buildWith(""))
 
-func build(t testing.TB) string {
+func buildWith(tags string) func() (string, error) {
+	return func() (string, error) {
+		binary := filepath.Join(buildDir, "assent"+tags)
+		out, err := exec.Command("go", "build", "-tags", tags, "-o", binary, "github.com/assent-tx/assent/cmd/assent").CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("go build: %w\n%s", err, out)
+		}
+		return binary, nil
+	}
+}
+
+func build(t testing.TB) string { return must(t, built) }
+
+func must(t testing.TB, binary func() (string, error)) string {
 	t.Helper()
-	binary, err := built()
+	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return binary
+	return path
 }
 
 // TestKillAtEveryPoint arms one point after the other, lets the coordinator kill

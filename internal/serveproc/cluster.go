@@ -22,7 +22,16 @@ type Cluster struct {
 // NewCluster prepares nodes n1, n2, ... with their data below a directory; extra are
 // further flags of each.
 func NewCluster(binary, dir string, nodes int, extra ...string) (*Cluster, error) {
-	c := &Cluster{Links: NewLinks()}
+	return newCluster(&Cluster{Links: NewLinks()}, binary, dir, nodes, extra)
+}
+
+// NewPlainCluster is NewCluster without a network that can break: Links is nil, and what
+// the nodes say to each other takes no detour.
+func NewPlainCluster(binary, dir string, nodes int, extra ...string) (*Cluster, error) {
+	return newCluster(&Cluster{}, binary, dir, nodes, extra)
+}
+
+func newCluster(c *Cluster, binary, dir string, nodes int, extra []string) (*Cluster, error) {
 	var founders, listen []string
 	for i := range nodes {
 		name := fmt.Sprint("n", i+1)
@@ -30,9 +39,11 @@ func NewCluster(binary, dir string, nodes int, extra ...string) (*Cluster, error
 		if err != nil {
 			return nil, err
 		}
-		dialled, err := c.Links.Listen(name, own)
-		if err != nil {
-			return nil, err
+		dialled := own
+		if c.Links != nil {
+			if dialled, err = c.Links.Listen(name, own); err != nil {
+				return nil, err
+			}
 		}
 		listen, founders = append(listen, own), append(founders, name+"="+dialled)
 	}
@@ -74,7 +85,9 @@ func (c *Cluster) Close() {
 	for _, n := range c.Nodes {
 		n.Kill()
 	}
-	c.Links.Close()
+	if c.Links != nil {
+		c.Links.Close()
+	}
 }
 
 // URLs of all nodes.
