@@ -205,11 +205,7 @@ func (c *Cluster) ClusterID() string {
 	return ""
 }
 
-func notStarted() *reason.Error {
-	e := reason.New(reason.NotReady, "wait until /readyz answers 200", "the node is starting: its log is not open yet")
-	e.RetryAfterMs = 200
-	return e
-}
+func notStarted() *reason.Error { return node.NotStarted() }
 
 // Health tells whether requests are welcome at this node: its copy of the registry was
 // current once, and every shard has a leader that it knows.

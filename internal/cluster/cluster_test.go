@@ -501,6 +501,30 @@ func TestNoRoom(t *testing.T) {
 	w.submit(full, transfer(node.NewID().String(), 1, 2, 1))
 }
 
+// TestNotStarted: what a node does not know before its log is open, it does not answer.
+func TestNotStarted(t *testing.T) {
+	c := cluster.New(cluster.Config{})
+	defer c.Close()
+	ctx := t.Context()
+	for name, ask := range map[string]func() error{
+		"transactions": func() error { _, err := c.Transactions(ctx, node.ListQuery{}); return err },
+		"transaction":  func() error { _, err := c.Transaction(ctx, node.NewID().String()); return err },
+		"locks":        func() error { _, err := c.Locks(ctx, node.LockQuery{}); return err },
+		"deadlocks":    func() error { _, err := c.Deadlocks(ctx); return err },
+		"services":     func() error { _, err := c.Services(ctx); return err },
+		"service":      func() error { _, err := c.Service(ctx, "a"); return err },
+		"cluster":      func() error { _, err := c.Cluster(ctx); return err },
+		"remove":       func() error { _, err := c.RemoveMember(ctx, "n1"); return err },
+		"drain":        func() error { _, err := c.DrainMember(ctx, "n1", true); return err },
+		"transfer":     func() error { _, err := c.TransferShard(ctx, 0, ""); return err },
+		"submit":       func() error { _, err := c.Submit(ctx, node.Submission{}); return err },
+	} {
+		if err := ask(); code(err) != reason.NotReady {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestForming(t *testing.T) {
 	w := newWorld(t, 1)
 	w.found("n1", "n2", "n3")

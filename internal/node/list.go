@@ -18,7 +18,7 @@ import (
 // Parts are the shards' parts of what is listed; *Node has those of the shards that it
 // leads.
 type Parts interface {
-	Shards() uint32
+	Shards() uint32 // 0: nobody knows yet
 	TransactionsAt(ctx context.Context, at uint32, q ListQuery) ([]Transaction, error)
 	LocksAt(ctx context.Context, at uint32, q LockQuery) ([]Lock, error)
 	DeadlocksAt(ctx context.Context, at uint32) ([]Deadlock, error)
@@ -30,8 +30,12 @@ type Parts interface {
 type Lists struct{ Parts Parts }
 
 func all[T any](l Lists, part func(at uint32) ([]T, error)) ([]T, error) {
+	shards := l.Parts.Shards()
+	if shards == 0 {
+		return nil, NotStarted()
+	}
 	var list []T
-	for at := range l.Parts.Shards() {
+	for at := range shards {
 		some, err := part(at)
 		if err != nil {
 			return nil, err
@@ -39,6 +43,13 @@ func all[T any](l Lists, part func(at uint32) ([]T, error)) ([]T, error) {
 		list = append(list, some...)
 	}
 	return list, nil
+}
+
+// NotStarted is the answer of a node whose log is not open yet.
+func NotStarted() *reason.Error {
+	e := reason.New(reason.NotReady, "wait until /readyz answers 200", "the node is starting: its log is not open yet")
+	e.RetryAfterMs = 200
+	return e
 }
 
 // Transactions lists transactions of all shards in order of ids.
