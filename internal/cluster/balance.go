@@ -224,6 +224,9 @@ func (c *Cluster) TransferShard(ctx context.Context, shard uint32, to string) (n
 			return node.Cluster{}, err
 		}
 		to = m.ID
+		if !c.up(to) { // the library would wait for it, and take nothing else meanwhile
+			return node.Cluster{}, reason.New(reason.NotReady, "see assent cluster status: it must be a voter of the shard that is up", "node %q is not heard", m.Name)
+		}
 	}
 	if to == "" || c.leader(shard) != to {
 		if err := c.change(ctx, change{shard, "transfer", to}); err != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -523,6 +524,28 @@ func TestNotStarted(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestTransferToDead: a lead is not offered to a node that is down, and the shard goes on.
+func TestTransferToDead(t *testing.T) {
+	w := newWorld(t, 1)
+	w.found("n1", "n2", "n3")
+	leader := w.leader(0)
+	i := slices.IndexFunc(w.members, func(m *member) bool { return m != leader })
+	dead := w.members[i]
+	dead.stop()
+	w.members = slices.Delete(w.members, i, i+1)
+	w.await("it is not heard", func() bool {
+		v, err := leader.Cluster.Cluster(t.Context())
+		return err == nil && slices.ContainsFunc(v.Members, func(m node.Member) bool { return m.Name == dead.name && m.State == "down" })
+	})
+	for range 3 {
+		if _, err := leader.TransferShard(t.Context(), 0, dead.name); code(err) != reason.NotReady {
+			t.Errorf("%v", err)
+		}
+	}
+	w.serve(leader, "bank-a", "bank-b")
+	w.submit(leader, transfer(node.NewID().String(), 1, 2, 1))
 }
 
 func TestForming(t *testing.T) {
