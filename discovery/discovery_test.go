@@ -211,6 +211,32 @@ func TestLeaders(t *testing.T) {
 	}
 }
 
+// TestLeadMoves: a lead that moves while nobody fails is noticed by the first answer that was
+// handed on.
+func TestLeadMoves(t *testing.T) {
+	a, b := node(t, "a"), node(t, "b")
+	both := []member{{"a", a.URL, "up"}, {"b", b.URL, "up"}}
+	for _, of := range []*fakeNode{a, b} {
+		of.view = cluster("1f", 5, both, "a")
+	}
+	n := nodes(t, discovery.Config{Endpoints: []string{b.URL}})
+	await(t, "the leader is known", func() bool { return ask(t, n, id(0)) == "a" })
+	for _, of := range []*fakeNode{a, b} {
+		of.set(func() { of.view = cluster("1f", 6, both, "b") })
+	}
+	a.set(func() {
+		a.answer = func(w http.ResponseWriter) bool {
+			w.Header().Set("Assent-Forwarded", "b")
+			_, _ = io.WriteString(w, "a, by b")
+			return true
+		}
+	})
+	if got := ask(t, n, id(0)); got != "a, by b" {
+		t.Fatalf("the answer is %q", got)
+	}
+	await(t, "the next leader is known", func() bool { return ask(t, n, id(0)) == "b" })
+}
+
 // TestHalfKnown: a node that has just been founded does not know yet where clients reach the
 // others. It is asked again soon, and so its death does not leave the client alone.
 func TestHalfKnown(t *testing.T) {

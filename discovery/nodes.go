@@ -405,6 +405,13 @@ func (n *Nodes) worked(e *endpoint, first bool) {
 	}
 }
 
+// moved: somebody else leads than was learned.
+func (n *Nodes) moved() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.stale = true
+}
+
 func (n *Nodes) workedLocked(e *endpoint) {
 	if e.failures > 0 {
 		n.log.Debug("assent: a node is back", "node", e.name)

@@ -43,6 +43,7 @@ var (
 )
 
 const (
+	forwardedHeader = "Assent-Forwarded" // names the node that has executed a request for another
 	defaultWait     = 20 * time.Second
 	defaultMaxBytes = 32 << 20
 	// grace is what a node gets beyond the wait that it was asked for.
@@ -86,6 +87,9 @@ func (n *Nodes) Do(ctx context.Context, r *Request) (*Answer, error) {
 			last = err
 		case !elsewhere:
 			n.worked(e, len(tried) == 0)
+			if r.Key != "" && answer.Header.Get(forwardedHeader) != "" {
+				n.moved() // another node leads there
+			}
 			return answer, nil
 		default:
 			n.failed(e, errUnready)

@@ -156,6 +156,7 @@ func remote[Q, A any](ctx context.Context, c *Cluster, shard uint32, to, name st
 	answer, err := call[Q, A](ctx, c, to, name, shard, request)
 	switch {
 	case err == nil:
+		node.NoteForwarding(ctx, nameOf(to))
 		c.cfg.Forwarded("answered")
 	case errors.Is(err, peer.ErrUnreachable):
 		c.cfg.Forwarded("unreachable")

@@ -234,8 +234,16 @@ func (s *Server) answer(rt *route, w http.ResponseWriter, r *http.Request) (any,
 	_ = control.SetReadDeadline(time.Time{}) // not supported by every ResponseWriter
 	ctx, cancel := s.limits.deadline(r.Context(), asked)
 	defer cancel()
-	return rt.serve(s, ctx, req)
+	ctx, forwarding := node.WithForwarding(ctx)
+	answer, err := rt.serve(s, ctx, req)
+	if to := forwarding.To(); to != "" {
+		w.Header()[ForwardedHeader] = []string{to}
+	}
+	return answer, err
 }
+
+// ForwardedHeader names the node that executed a request, if it was another one.
+const ForwardedHeader = "Assent-Forwarded"
 
 func (s *Server) askedTimeout(r *http.Request) (time.Duration, error) {
 	text := r.Header.Get(TimeoutHeader)
