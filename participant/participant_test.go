@@ -636,7 +636,10 @@ func TestKeepRegistered(t *testing.T) {
 		{200, `{"http":{"prepare":"http://10.0.0.1/p"},"capabilities":["one_phase"]}`, false},
 		{200, `{"state":"draining"}`, true},
 		{404, `{"details":[{"reason":"NOT_FOUND"}]}`, false},
-		{404, `{}`, true}, {404, `not found`, true}, {500, `{}`, true}, {429, `{}`, true},
+		{404, `{}`, true},
+		{404, `not found`, true},
+		{500, `{}`, true},
+		{429, `{}`, true},
 	} {
 		set(c.status, c.answer)
 		if got := participant.IsRegistered(ctx, nodes, "x", r); got != c.want {
