@@ -208,6 +208,26 @@ func TestLeadersKilled(t *testing.T) {
 		}
 	}
 	await(t, "a cluster of three", ready(3))
+	const somebodys = "0197b0c4-8000-7000-8000-000000000001" // at home in shard 0
+	await(t, "answers say where they are from", func() bool {
+		leader := ""
+		for _, m := range members {
+			if m.leads(0) {
+				leader = m.name
+			}
+		}
+		for _, m := range members { // leads may move meanwhile
+			resp, err := http.Get(m.url() + "/v1/transactions/" + somebodys) //nolint:noctx // of this process
+			if err != nil {
+				return false
+			}
+			_ = resp.Body.Close()
+			if from := resp.Header.Get(server.ForwardedHeader); m.name != leader && from != leader || m.name == leader && from != "" {
+				return false
+			}
+		}
+		return leader != ""
+	})
 	for _, name := range []string{"bank-a", "bank-b"} {
 		l, err := ledger.Open(base, name, 10, 1_000_000, nil)
 		if err == nil {

@@ -77,18 +77,14 @@ func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, re
 		default:
 			answer, err = remote[Q, A](ctx, c, shard, leader, name, request)
 		}
-		var refused *reason.Error
-		switch {
-		case err == nil:
-			return answer, nil
-		case errors.Is(err, peer.ErrUnreachable):
-			taken = true // nobody knows
-		case errors.As(err, &refused) && refused.Code == reason.OutcomeUnknown:
-			taken = true
-		case errors.As(err, &refused) && (refused.Code == reason.NotReady || refused.Code == reason.NotLeader):
-		default:
+		again, unsure := mayHelp(err)
+		if !again {
+			if leader != c.self.Member {
+				node.NoteForwarding(ctx, nameOf(leader))
+			}
 			return answer, err
 		}
+		taken = taken || unsure
 		now := time.Now()
 		if leader != "" && leader != c.self.Member || patience.IsZero() {
 			patience = now.Add(c.cfg.LeaderPatience)
@@ -106,6 +102,21 @@ func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, re
 		}
 		timer.Stop()
 	}
+}
+
+// mayHelp reports whether a request is worth repeating, and whether it may have been
+// executed.
+func mayHelp(err error) (again, taken bool) {
+	var refused *reason.Error
+	switch {
+	case err == nil:
+		return false, false
+	case errors.Is(err, peer.ErrUnreachable):
+		return true, true // nobody knows
+	case !errors.As(err, &refused):
+		return false, false
+	}
+	return refused.Code == reason.OutcomeUnknown || refused.Code == reason.NotReady || refused.Code == reason.NotLeader, refused.Code == reason.OutcomeUnknown
 }
 
 // gaveUp is the answer to a request that could not be executed.
@@ -156,7 +167,6 @@ func remote[Q, A any](ctx context.Context, c *Cluster, shard uint32, to, name st
 	answer, err := call[Q, A](ctx, c, to, name, shard, request)
 	switch {
 	case err == nil:
-		node.NoteForwarding(ctx, nameOf(to))
 		c.cfg.Forwarded("answered")
 	case errors.Is(err, peer.ErrUnreachable):
 		c.cfg.Forwarded("unreachable")
