@@ -217,7 +217,7 @@ func TestLeadersKilled(t *testing.T) {
 			}
 		}
 		for _, m := range members { // leads may move meanwhile
-			resp, err := http.Get(m.url() + "/v1/transactions/" + somebodys) //nolint:noctx // of this process
+			resp, err := http.Get(m.url() + "/v1/transactions/" + somebodys)
 			if err != nil {
 				return false
 			}

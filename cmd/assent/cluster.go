@@ -19,7 +19,7 @@ type clusterCmd struct {
 	Status   clusterStatusCmd   `cmd:"" help:"Show the nodes, and where each shard is."`
 	Add      clusterAddCmd      `cmd:"" help:"Show how to start one more node."`
 	Drain    clusterDrainCmd    `cmd:"" help:"Move leaders off a node, and place nothing new there."`
-	Undrain  clusterUndrainCmd  `cmd:"" help:"Take a drain back."`
+	Undrain  clusterUndrainCmd  `cmd:"" help:"Take a drain back, or a removal that has not ended."`
 	Remove   clusterRemoveCmd   `cmd:"" help:"Move a node's replicas to others, then forget it."`
 	Transfer clusterTransferCmd `cmd:"" help:"Have another node lead a shard."`
 }
@@ -267,7 +267,7 @@ type clusterRemoveCmd struct {
 func (*clusterRemoveCmd) Help() string {
 	return `For good: other nodes get its replicas first, so there must be enough of them. A node that
 is lost with its data is removed in the same way; the others need a majority of every shard.
-Do not start its directory again. A node of the same name may join later, with a new one.`
+Until it has ended, assent cluster undrain NAME takes it back. Do not start its directory again. A node of the same name may join later, with a new one.`
 }
 
 // Run removes.

@@ -51,6 +51,9 @@ func newNode(c *config.Serve, s *sockets, registry prometheus.Registerer, logger
 	if identity.Shards != 0 && c.Shards != 0 && c.Shards != identity.Shards {
 		return nil, fmt.Errorf("data directory %s was made with --shards %d, not %d: leave the flag out, or start a new cluster in another directory", c.Data, identity.Shards, c.Shards)
 	}
+	if c.Join != "" && identity.Shards != 0 && !identity.Joined {
+		return nil, fmt.Errorf("data directory %s holds a cluster of its own: leave --join out to go on with it, or join with an empty directory", c.Data)
+	}
 	founders, err := c.Founders()
 	if err != nil {
 		return nil, err
@@ -194,6 +197,9 @@ func (n *runningNode) found(ctx context.Context) (cluster.Founding, error) {
 	case len(founders) > 1:
 		n.logger.Info("forming a cluster", "nodes", len(founders))
 		want, err = n.Form(ctx, founders, want)
+	case n.port != nil && len(founders) == 0:
+		return want, errors.New("the directory is new, and so is not part of the cluster that this node may have been in: give --join HOST:PORT to become part of one, " +
+			"after 'assent cluster remove' of a lost one, or --cluster to begin a new one, with this node alone or with others")
 	default:
 		return want, nil
 	}

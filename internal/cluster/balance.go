@@ -182,60 +182,78 @@ func (c *Cluster) find(name string) (*txn.Member, error) {
 	return nil, reason.New(reason.UnknownMember, "see assent cluster status", "the cluster has no node %q", name)
 }
 
-// setMember changes how a member is treated.
-func (c *Cluster) setMember(ctx context.Context, name string, set func(*txn.Member)) (node.Cluster, error) {
+// treat changes how a member is treated.
+func (c *Cluster) treat(ctx context.Context, name string, q treatment) (node.Cluster, error) {
 	m, err := c.find(name)
 	if err != nil {
 		return node.Cluster{}, err
 	}
-	set(m)
-	if _, err := at(ctx, c, 0, "put-member", *m, c.doPutMember); err != nil {
+	q.Member = m.ID
+	if _, err := at(ctx, c, 0, "treat-member", q, c.doTreat); err != nil {
 		return node.Cluster{}, err
 	}
 	return c.Cluster(ctx)
 }
 
-// DrainMember moves leaders off a member and places nothing new there, or takes that back.
+// DrainMember moves leaders off a member and places nothing new there, or takes that back,
+// and a removal that has not ended.
 func (c *Cluster) DrainMember(ctx context.Context, name string, draining bool) (node.Cluster, error) {
-	return c.setMember(ctx, name, func(m *txn.Member) { m.Draining = draining })
+	if draining {
+		return c.treat(ctx, name, treatment{Draining: new(true)})
+	}
+	return c.treat(ctx, name, treatment{Draining: new(false), Leaving: new(false)})
 }
 
 // RemoveMember has a member's replicas moved to others; then it is forgotten.
 func (c *Cluster) RemoveMember(ctx context.Context, name string) (node.Cluster, error) {
-	if r := c.running.Load(); r != nil {
-		staying := 0
-		for _, m := range c.members(r) {
-			if !m.Leaving && m.ID != name && m.Name != name {
-				staying++
-			}
-		}
-		if staying == 0 {
-			return node.Cluster{}, reason.New(reason.MemberInUse, "let another node join first", "node %q is the last one", name)
-		}
-	}
-	return c.setMember(ctx, name, func(m *txn.Member) { m.Leaving = true })
+	return c.treat(ctx, name, treatment{Leaving: new(true)})
 }
 
-// TransferShard asks a voter to lead a shard; empty: any.
+// TransferShard asks a voter to lead a shard; empty: any other than the one that leads. It
+// returns once that is heard of, or after a while.
 func (c *Cluster) TransferShard(ctx context.Context, shard uint32, to string) (node.Cluster, error) {
+	r := c.running.Load()
+	if r == nil {
+		return node.Cluster{}, notStarted()
+	}
+	if shard >= r.node.Shards() {
+		return node.Cluster{}, reason.New(reason.InvalidField, "", "there is no shard %d", shard)
+	}
 	if to != "" {
 		m, err := c.find(to)
 		if err != nil {
 			return node.Cluster{}, err
 		}
 		to = m.ID
-		if !c.up(to) { // the library would wait for it, and take nothing else meanwhile
-			return node.Cluster{}, reason.New(reason.NotReady, "see assent cluster status: it must be a voter of the shard that is up", "node %q is not heard", m.Name)
+	}
+	before := c.leader(shard)
+	if to != "" && before == to {
+		return c.Cluster(ctx)
+	}
+	if err := c.change(ctx, change{shard, "transfer", to}); err != nil {
+		var refused *reason.Error
+		if errors.As(err, &refused) && refused.Code != reason.Internal {
+			return node.Cluster{}, refused
+		}
+		return node.Cluster{}, reason.New(reason.NotReady, "see assent cluster status: it must be a voter of the shard that is up", "shard %d was not taken over: %v", shard, err)
+	}
+	told := time.NewTimer(transferTold)
+	defer told.Stop()
+	for {
+		changed := c.changes()
+		if now := c.leader(shard); now != "" && now != before && (to == "" || now == to) {
+			return c.Cluster(ctx)
+		}
+		select {
+		case <-changed:
+		case <-time.After(20 * time.Millisecond): // what the log itself knows
+		case <-told.C:
+			return c.Cluster(ctx)
+		case <-ctx.Done():
+			return c.Cluster(ctx)
 		}
 	}
-	if to == "" || c.leader(shard) != to {
-		if err := c.change(ctx, change{shard, "transfer", to}); err != nil {
-			var refused *reason.Error
-			if errors.As(err, &refused) {
-				return node.Cluster{}, refused
-			}
-			return node.Cluster{}, reason.New(reason.NotReady, "see assent cluster status: it must be a voter of the shard that is up", "shard %d was not taken over: %v", shard, err)
-		}
-	}
-	return c.Cluster(ctx)
 }
+
+// transferTold bounds the wait for the word of a new leader.
+const transferTold = 2 * time.Second

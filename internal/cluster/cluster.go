@@ -74,14 +74,17 @@ type Cluster struct {
 
 	running atomic.Pointer[running]
 	closing atomic.Bool
+	removed atomic.Bool // the cluster does not know this node any more
 	book    book
 
+	table     sync.Mutex  // held while the leader of shard 0 reads the table of members and changes it
 	captured  captured    // for backups
 	backingUp atomic.Bool // this node collects one
 
 	mu       sync.Mutex
 	heard    map[string]*heard // by member
 	forwards map[*forward]struct{}
+	led      map[uint32]string // who was known last to lead, by shard
 	outboxes map[string]chan *shard.Message
 	changed  chan struct{} // closed when somebody was heard to lead something else
 	founding Founding      // what hello answers
@@ -127,7 +130,7 @@ func New(cfg Config) *Cluster {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	c := &Cluster{
-		cfg: cfg, self: cfg.Self, log: cfg.Logger, heard: map[string]*heard{}, forwards: map[*forward]struct{}{},
+		cfg: cfg, self: cfg.Self, log: cfg.Logger, heard: map[string]*heard{}, forwards: map[*forward]struct{}{}, led: map[uint32]string{},
 		outboxes: map[string]chan *shard.Message{}, changed: make(chan struct{}),
 	}
 	c.Lists = node.Lists{Parts: c}
@@ -166,7 +169,7 @@ func (c *Cluster) Leave(ctx context.Context) {
 				continue
 			}
 			left++
-			if err := g.Transfer(""); err != nil {
+			if _, err := c.handOver(i, ""); err != nil {
 				c.log.Debug("the lead was not taken over", "shard", i, "error", err)
 			}
 		}
@@ -223,6 +226,10 @@ func (c *Cluster) Health() node.Health {
 	}
 	if c.closing.Load() {
 		h.Ready, h.Message = false, "shutting down"
+		return h
+	}
+	if c.removed.Load() {
+		h.Ready, h.Message = false, removedText
 		return h
 	}
 	h.Ready, h.Message = c.isCaughtUp(r), "ready"

@@ -548,6 +548,95 @@ func TestTransferToDead(t *testing.T) {
 	w.submit(leader, transfer(node.NewID().String(), 1, 2, 1))
 }
 
+// TestLeaderHint: a node without a majority names the leader that it knew last.
+func TestLeaderHint(t *testing.T) {
+	w := newWorld(t, 1)
+	w.found("n1", "n2", "n3")
+	leader := w.leader(0)
+	var left *member
+	for _, m := range w.members {
+		if m != leader && left == nil {
+			left = m
+		}
+	}
+	w.await("it knows the leader and where it is", func() bool {
+		v, err := left.Cluster.Cluster(t.Context())
+		unknown := func(m node.Member) bool { return m.HTTP == "" }
+		return err == nil && left.Health().Ready && !slices.ContainsFunc(v.Members, unknown)
+	})
+	for _, m := range w.members {
+		if m != left {
+			m.stop()
+		}
+	}
+	w.await("the hint", func() bool {
+		_, err := left.Transaction(t.Context(), node.NewID().String())
+		var refused *reason.Error
+		return errors.As(err, &refused) && refused.Code == reason.NotReady && refused.RetryAfterMs > 0 && refused.Details["leader"] == leader.name &&
+			refused.Details["leader_http"] == "http://"+leader.name
+	})
+}
+
+// TestRemovedNode: a node that was removed while it ran, or was down, says so.
+func TestRemovedNode(t *testing.T) {
+	w := newWorld(t, 1)
+	w.found("n1", "n2", "n3")
+	gone, at := w.members[2], w.members[0]
+	if _, err := at.RemoveMember(t.Context(), "n3"); err != nil {
+		t.Fatal(err)
+	}
+	said := func() bool { h := gone.Health(); return !h.Ready && strings.Contains(h.Message, "removed") }
+	w.await("it says that it was removed", said)
+	gone.stop()
+	if err := gone.start(1, nil, ""); err != nil {
+		t.Fatal(err)
+	}
+	w.await("it says so again", said)
+}
+
+// TestTreatment: what is asked at different nodes at once is decided in one order, not all
+// are removed, and a removal is taken back.
+func TestTreatment(t *testing.T) {
+	w := newWorld(t, 1)
+	w.found("n1", "n2", "n3")
+	var all sync.WaitGroup
+	var refused atomic.Int32
+	var stays atomic.Pointer[member]
+	for _, m := range w.members {
+		all.Go(func() {
+			if _, err := m.RemoveMember(t.Context(), m.name); code(err) == reason.MemberInUse {
+				refused.Add(1)
+				stays.Store(m)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if refused.Load() != 1 {
+		t.Fatalf("%d removals of three were refused", refused.Load())
+	}
+	leaving := func(at *member) (list []string) {
+		v, err := at.Cluster.Cluster(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range v.Members {
+			if m.State == "leaving" {
+				list = append(list, m.Name)
+			}
+		}
+		return list
+	}
+	at := stays.Load()
+	for _, name := range leaving(at) { // one that has left by now is not known any more
+		if _, err := at.DrainMember(t.Context(), name, false); err != nil && code(err) != reason.UnknownMember {
+			t.Error(err)
+		}
+	}
+	w.await("nobody leaves", func() bool { return len(leaving(at)) == 0 })
+}
+
 func TestForming(t *testing.T) {
 	w := newWorld(t, 1)
 	w.found("n1", "n2", "n3")

@@ -111,7 +111,7 @@ func (c *Cluster) Handlers() map[string]peer.Handler {
 		"put-service": serve(c, doPutService), "delete-service": serve(c, doDeleteService), "knows-service": serve(c, doKnowsService),
 		"services": serve(c, doServices), "transactions": serve(c, doTransactions), "locks": serve(c, doLocks),
 		"deadlocks": serve(c, doDeadlocks), "open": serve(c, doOpen), "backup": serve(c, c.doBackup),
-		"put-member": serve(c, c.doPutMember), "drop-member": serve(c, c.doDropMember), "change": serve(c, c.doChange), "place": serve(c, c.doPlace), "admit": serve(c, c.doAdmit),
+		"put-member": serve(c, c.doPutMember), "treat-member": serve(c, c.doTreat), "drop-member": serve(c, c.doDropMember), "change": serve(c, c.doChange), "place": serve(c, c.doPlace), "admit": serve(c, c.doAdmit),
 		"messages": c.takeMessages, "status": c.takeStatus, "relay": c.takeRelay, "hello": c.takeHello, "join": c.takeJoin,
 	}
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -137,9 +138,17 @@ func (c *Cluster) keepMember() {
 				}
 			}
 		}
-		if c.isCaughtUp(r) && !c.isRight(list) {
+		if c.isCaughtUp(r) && !c.isRight(list) || c.isLeftOut() && !c.removed.Load() {
 			ctx, cancel := context.WithTimeout(c.ctx, 2*time.Second)
-			if _, err := at(ctx, c, 0, "put-member", c.own(list), c.doPutMember); err != nil && c.ctx.Err() == nil {
+			_, err := at(ctx, c, 0, "put-member", c.own(list), c.doPutMember)
+			var refused *reason.Error
+			switch {
+			case err == nil || c.ctx.Err() != nil:
+			case errors.As(err, &refused) && refused.Code == reason.UnknownMember:
+				if !c.removed.Swap(true) {
+					c.log.Warn(removedText)
+				}
+			default:
 				c.log.Debug("this node could not tell where it is", "error", err)
 			}
 			cancel()
@@ -150,6 +159,20 @@ func (c *Cluster) keepMember() {
 			return
 		}
 	}
+}
+
+const removedText = "this node was removed from the cluster: stop it; to take part again it starts with an empty data directory and --join"
+
+// isLeftOut reports whether the leader of shard 0 tells of members of whom this node is none.
+// That leader may be a former one: it is asked for what is true.
+func (c *Cluster) isLeftOut() bool {
+	s, _ := c.statusOf(c.heardLeader(0))
+	for i := range s.Shards {
+		if o := &s.Shards[i]; o.Shard == 0 && o.Leading && len(o.Members) > 0 {
+			return !slices.ContainsFunc(o.Members, func(m replog.Replica) bool { return m.Member == c.self.Member })
+		}
+	}
+	return false
 }
 
 func (c *Cluster) own(list []*txn.Member) txn.Member {
@@ -165,8 +188,56 @@ func (c *Cluster) isRight(list []*txn.Member) bool {
 	return slices.ContainsFunc(list, func(m *txn.Member) bool { return m.ID == c.self.Member && *m == c.own(list) })
 }
 
-// doPutMember records where a member is. One that is in no log any more was removed.
+// doPutMember records where a member is, as it says itself. How it is treated is not for it
+// to say: it may know an older table. One that is in no log any more was removed.
 func (c *Cluster) doPutMember(ctx context.Context, n *node.Node, m txn.Member) (bool, error) {
+	c.table.Lock()
+	defer c.table.Unlock()
+	list, _ := n.Members()
+	if i := slices.IndexFunc(list, func(o *txn.Member) bool { return o.ID == m.ID }); i >= 0 {
+		m.Draining, m.Leaving = list[i].Draining, list[i].Leaving
+	}
+	return c.putMember(ctx, n, m)
+}
+
+// treatment is a change of how a member is treated; nil leaves it as it is.
+type treatment struct {
+	Member   string `json:"member"`
+	Draining *bool  `json:"draining,omitempty"`
+	Leaving  *bool  `json:"leaving,omitempty"`
+}
+
+// doTreat changes the table as the leader of shard 0 has it, one change after the other.
+func (c *Cluster) doTreat(ctx context.Context, n *node.Node, q treatment) (bool, error) {
+	c.table.Lock()
+	defer c.table.Unlock()
+	var m *txn.Member
+	staying := 0
+	for _, o := range c.members(c.running.Load()) {
+		switch {
+		case o.ID == q.Member:
+			m = new(*o)
+		case !o.Leaving:
+			staying++
+		}
+	}
+	if m == nil {
+		return false, reason.New(reason.UnknownMember, "see assent cluster status", "the cluster has no node %q", nameOf(q.Member))
+	}
+	if q.Leaving != nil {
+		if *q.Leaving && staying == 0 {
+			return false, reason.New(reason.MemberInUse, "let another node join first", "node %q is the last one that stays", m.Name)
+		}
+		m.Leaving = *q.Leaving
+	}
+	if q.Draining != nil {
+		m.Draining = *q.Draining
+	}
+	return c.putMember(ctx, n, *m)
+}
+
+// putMember must be called with the table locked.
+func (c *Cluster) putMember(ctx context.Context, n *node.Node, m txn.Member) (bool, error) {
 	r := c.running.Load()
 	if !slices.ContainsFunc(r.log.Group(0).Members(), func(o replog.Replica) bool { return o.Member == m.ID }) {
 		return false, reason.New(reason.UnknownMember, "start it with an empty data directory and --join", "member %s is not part of the cluster", m.ID)
@@ -175,6 +246,12 @@ func (c *Cluster) doPutMember(ctx context.Context, n *node.Node, m txn.Member) (
 }
 
 func (c *Cluster) doDropMember(ctx context.Context, n *node.Node, id string) (bool, error) {
+	c.table.Lock()
+	defer c.table.Unlock()
+	list, _ := n.Members()
+	if i := slices.IndexFunc(list, func(m *txn.Member) bool { return m.ID == id }); i >= 0 && !list[i].Leaving {
+		return false, reason.New(reason.MemberInUse, "", "the removal of node %q was taken back", list[i].Name)
+	}
 	return true, n.RemoveMember(ctx, id)
 }
 
@@ -199,7 +276,7 @@ func (c *Cluster) doChange(_ context.Context, n *node.Node, q change) (bool, err
 	case "remove":
 		err = g.Remove(q.Member)
 	case "transfer":
-		err = g.Transfer(q.Member)
+		return c.handOver(q.Shard, q.Member)
 	default:
 		return false, reason.New(reason.InvalidField, "", "change %q is not known", q.Kind)
 	}
@@ -208,6 +285,62 @@ func (c *Cluster) doChange(_ context.Context, n *node.Node, q change) (bool, err
 	}
 	return err == nil, err
 }
+
+// handOver has a voter lead a shard that this node leads: the one that is named, or else
+// the one that has the most of its log.
+func (c *Cluster) handOver(of uint32, to string) (bool, error) {
+	r := c.running.Load()
+	heirs := c.heirs(r, of)
+	if to == c.self.Member {
+		return true, nil
+	}
+	if to != "" && !slices.Contains(heirs, to) {
+		return false, fmt.Errorf("%s is no voter of it that is up and current", nameOf(to))
+	}
+	if len(heirs) == 0 {
+		return false, errors.New("no other voter of it is up and current")
+	}
+	if to != "" {
+		heirs = []string{to}
+	}
+	err := errors.New("no voter was asked")
+	for _, heir := range heirs {
+		err = r.log.Group(of).Transfer(heir)
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, replog.ErrNotAppended):
+			return false, shard.NotLeader(of)
+		}
+	}
+	return false, err
+}
+
+// heirs are the voters that can lead a shard which this node leads, the most current first.
+func (c *Cluster) heirs(r *running, of uint32) []string {
+	g := r.log.Group(of)
+	last := g.Stats().LastIndex
+	applied := map[string]uint64{}
+	var list []string
+	for _, m := range g.Members() {
+		s, up := c.statusOf(m.Member)
+		if !m.Voter || m.Member == c.self.Member || !up || s.Closing {
+			continue
+		}
+		i := slices.IndexFunc(s.Shards, func(o shardStatus) bool { return o.Shard == of })
+		if i < 0 || s.Shards[i].Applied+heirEntries < last {
+			continue
+		}
+		applied[m.Member] = s.Shards[i].Applied
+		list = append(list, m.Member)
+	}
+	slices.SortStableFunc(list, func(a, b string) int { return cmp.Compare(applied[b], applied[a]) })
+	return list
+}
+
+// heirEntries is how far behind a voter may have been when it was heard last to be asked to
+// lead: it gets the rest before it is.
+const heirEntries = 16 * caughtUpEntries
 
 type placing struct {
 	Shard  uint32   `json:"shard"`
@@ -258,7 +391,7 @@ func (c *Cluster) Cluster(context.Context) (node.Cluster, error) {
 	members := c.withReplicas(r, table)
 	for _, m := range members {
 		v := node.Member{ID: m.ID, Name: m.Name, Peer: m.Peer, HTTP: m.HTTP, GRPC: m.GRPC, State: "down", Draining: m.Draining, Level: m.Level}
-		if s, up := c.statusOf(m.ID); up || m.ID == c.self.Member {
+		if s, up := c.statusOf(m.ID); up || m.ID == c.self.Member || c.via(m.ID) != "" {
 			v.State = "up"
 			if up {
 				statuses[m.ID] = s
@@ -286,6 +419,9 @@ func (c *Cluster) Cluster(context.Context) (node.Cluster, error) {
 					}
 				}
 			}
+		}
+		if s.Leader == "" { // told by a third node, perhaps
+			s.Leader = c.heardLeader(i)
 		}
 		out.Shards = append(out.Shards, s)
 	}

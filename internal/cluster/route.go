@@ -69,9 +69,10 @@ func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, re
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
 		changed := c.changes()
 		leader := c.leader(shard)
-		err := error(c.noLeader(shard, leader))
+		var err error
 		switch leader {
 		case "":
+			err = c.noLeader(shard, leader)
 		case c.self.Member:
 			answer, err = local(ctx, r.node, request)
 		default:
@@ -133,11 +134,32 @@ func (c *Cluster) gaveUp(shard uint32, leader string, taken bool, last error) er
 	return e
 }
 
+// noteLeaders keeps who leads, for when nobody is reached any more.
+func (c *Cluster) noteLeaders(r *running) {
+	for i := range r.node.Shards() {
+		if leader := c.leader(i); leader != "" {
+			c.mu.Lock()
+			c.led[i] = leader
+			c.mu.Unlock()
+		}
+	}
+}
+
+// lastLeader is who was known last to lead a shard.
+func (c *Cluster) lastLeader(shard uint32) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.led[shard]
+}
+
 // noLeader names the leader that is not reached, if one is known.
 func (c *Cluster) noLeader(shard uint32, leader string) *reason.Error {
 	e := reason.New(reason.NotReady, "try again, or at another node: this one may be cut off from the majority", "shard %d has no leader that this node reaches", shard)
 	e.RetryAfterMs = 1000
-	if leader != "" {
+	if leader == "" {
+		leader = c.lastLeader(shard)
+	}
+	if leader != "" && leader != c.self.Member {
 		e.Details = map[string]string{"leader": nameOf(leader)}
 		if m := c.book.get(leader); m != nil && m.HTTP != "" {
 			e.Details["leader_http"] = m.HTTP

@@ -94,6 +94,7 @@ func (c *Cluster) tellStatus() {
 				c.exchange(m, own)
 			}
 			c.giveUpForwards()
+			c.noteLeaders(r)
 			c.agreeOnLevel(r)
 			c.sayWhoIsDown(r, down)
 		}

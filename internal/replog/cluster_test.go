@@ -306,7 +306,7 @@ func TestGrow(t *testing.T) {
 	c.await("the first is removed", func() bool {
 		lead := c.leader()
 		if lead == first {
-			_ = lead.group().Transfer("") // tried again if it is refused
+			_ = lead.group().Transfer(c.nodes[1].id) // tried again if it is refused
 			return false
 		}
 		return lead.group().Remove(first.id) == nil

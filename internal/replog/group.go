@@ -26,6 +26,9 @@ type group struct {
 	transport *transport
 	notify    chan bool // from the Raft library, every change in order
 
+	handOver sync.Mutex           // held while a voter is asked to lead
+	notTaken map[string]time.Time // when a voter was asked in vain; guarded by handOver
+
 	// mu guards admission.
 	mu       sync.Mutex
 	room     *sync.Cond
@@ -58,7 +61,8 @@ type proposal struct {
 
 func newGroup(l *Log, shard uint32) *group {
 	g := &group{
-		log: l, shard: shard,
+		notTaken: map[string]time.Time{},
+		log:      l, shard: shard,
 		notify:     make(chan bool, 16),
 		drained:    make(chan struct{}),
 		queue:      make(chan *proposal, l.cfg.MaxPendingProposals),

@@ -70,10 +70,20 @@ func (g *group) Remove(member string) error {
 
 // Transfer is described with Group.
 func (g *group) Transfer(to string) error {
-	if to == "" {
-		return g.changed(g.raft.LeadershipTransfer())
+	g.handOver.Lock()
+	defer g.handOver.Unlock()
+	if time.Since(g.notTaken[to]) < resendFor {
+		return fmt.Errorf("shard %d: %w: %s did not take it a moment ago", g.shard, ErrNotTaken, to)
 	}
-	return g.changed(g.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)))
+	err := g.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to)).Error()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader):
+		return fmt.Errorf("shard %d: %w: %w", g.shard, ErrNotAppended, err)
+	}
+	g.notTaken[to] = time.Now()
+	return fmt.Errorf("shard %d: %w: %w", g.shard, ErrNotTaken, err)
 }
 
 func (g *group) changed(f raft.Future) error {

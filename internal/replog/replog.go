@@ -21,6 +21,8 @@ var (
 	ErrNotAppended = errors.New("not appended")
 	// ErrUnknown: may be in the log, now or later. The applied stream tells.
 	ErrUnknown = errors.New("outcome of the append unknown")
+	// ErrNotTaken: a voter that was asked to lead does not.
+	ErrNotTaken = errors.New("the lead was not taken over")
 	// ErrClosed: the log was closed; an earlier proposal may still be in it.
 	ErrClosed = errors.New("log closed")
 )
@@ -75,9 +77,11 @@ type Group interface {
 	// Members of the group, as far as this node knows; none: it has no replica here.
 	Members() []Replica
 	// AddLearner takes a member in that receives the log and has no vote; Promote gives
-	// it one; Remove takes it out; Transfer asks a voter to lead (empty: any). Only the
+	// it one; Remove takes it out; Transfer asks a voter to lead. Only the
 	// leader can; they return when the change is committed, or began in the case of
-	// Transfer. Repeating them is harmless. Errors wrap ErrNotAppended or ErrUnknown.
+	// Transfer. Repeating them is harmless. Errors wrap ErrNotAppended or ErrUnknown;
+	// that of a Transfer which was not taken ErrNotTaken, and then the same voter is not asked
+	// again for 10 s: the library would take no proposals while it waits for its senders.
 	AddLearner(member string) error
 	Promote(member string) error
 	Remove(member string) error
