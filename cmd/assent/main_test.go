@@ -327,4 +327,12 @@ func TestServe(t *testing.T) {
 			t.Errorf("no word at the end:\n%s", logged)
 		}
 	}
+	// Who is to speak to other nodes does not begin a cluster of its own by mistake, nor
+	// leave the one it has.
+	for flags, want := range map[string]string{"--peer 127.0.0.1:0": "--join", "--data " + data + " --peer 127.0.0.1:0 --join 127.0.0.1:1": "a cluster of its own"} {
+		args := append([]string{"serve", "--data", t.TempDir(), "--http", "127.0.0.1:0", "--grpc", ""}, strings.Fields(flags)...)
+		if code, _, errText := assent(t, "", args...); code != exitFailed || !strings.Contains(errText, want) {
+			t.Errorf("%s: %d\n%s", flags, code, errText)
+		}
+	}
 }
