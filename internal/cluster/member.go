@@ -138,7 +138,11 @@ func (c *Cluster) keepMember() {
 				}
 			}
 		}
-		if c.isCaughtUp(r) && !c.isRight(list) || c.isLeftOut() && !c.removed.Load() {
+		out, known := c.isLeftOut()
+		if known && !out {
+			c.removed.Store(false)
+		}
+		if c.isCaughtUp(r) && !c.isRight(list) || out && !c.removed.Load() {
 			ctx, cancel := context.WithTimeout(c.ctx, 2*time.Second)
 			_, err := at(ctx, c, 0, "put-member", c.own(list), c.doPutMember)
 			var refused *reason.Error
@@ -163,16 +167,16 @@ func (c *Cluster) keepMember() {
 
 const removedText = "this node was removed from the cluster: stop it; to take part again it starts with an empty data directory and --join"
 
-// isLeftOut reports whether the leader of shard 0 tells of members of whom this node is none.
-// That leader may be a former one: it is asked for what is true.
-func (c *Cluster) isLeftOut() bool {
+// isLeftOut reports whether the leader of shard 0 tells of members of whom this node is none,
+// if it tells anything. That leader may be a former one: it is asked for what is true.
+func (c *Cluster) isLeftOut() (out, known bool) {
 	s, _ := c.statusOf(c.heardLeader(0))
 	for i := range s.Shards {
 		if o := &s.Shards[i]; o.Shard == 0 && o.Leading && len(o.Members) > 0 {
-			return !slices.ContainsFunc(o.Members, func(m replog.Replica) bool { return m.Member == c.self.Member })
+			return !slices.ContainsFunc(o.Members, func(m replog.Replica) bool { return m.Member == c.self.Member }), true
 		}
 	}
-	return false
+	return false, false
 }
 
 func (c *Cluster) own(list []*txn.Member) txn.Member {
