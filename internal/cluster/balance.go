@@ -241,12 +241,16 @@ func (c *Cluster) TransferShard(ctx context.Context, shard uint32, to string) (n
 	defer told.Stop()
 	for {
 		changed := c.changes()
-		if now := c.leader(shard); now != "" && now != before && (to == "" || now == to) {
+		now := c.heardLeader(shard)
+		if r.node.Shard(shard).Leading {
+			now = c.self.Member
+		}
+		if now != "" && now != before && (to == "" || now == to) {
 			return c.Cluster(ctx)
 		}
 		select {
 		case <-changed:
-		case <-time.After(20 * time.Millisecond): // what the log itself knows
+		case <-time.After(20 * time.Millisecond): // this node itself may lead now
 		case <-told.C:
 			return c.Cluster(ctx)
 		case <-ctx.Done():

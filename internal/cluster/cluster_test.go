@@ -526,6 +526,24 @@ func TestNotStarted(t *testing.T) {
 	}
 }
 
+// TestTransferIsTold: a transfer answers once the asked node has heard of the new leader.
+func TestTransferIsTold(t *testing.T) {
+	w := newWorld(t, 1)
+	w.found("n1", "n2", "n3")
+	for _, asked := range w.members {
+		leader := w.leader(0)
+		to := w.other(leader)
+		v, err := asked.TransferShard(t.Context(), 0, to.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := v.Shards[0]; !strings.HasPrefix(s.Leader, to.name+"@") || s.Term == 0 {
+			t.Errorf("asked at %s for %s: %+v", asked.name, to.name, s)
+		}
+		w.await("it leads", func() bool { return to.node.Shard(0).Leading })
+	}
+}
+
 // TestTransferToDead: a lead is not offered to a node that is down, and the shard goes on.
 func TestTransferToDead(t *testing.T) {
 	w := newWorld(t, 1)

@@ -425,7 +425,7 @@ func (c *Cluster) Cluster(context.Context) (node.Cluster, error) {
 			}
 		}
 		if s.Leader == "" { // told by a third node, perhaps
-			s.Leader = c.heardLeader(i)
+			s.Leader, s.Term = c.heardLead(i)
 		}
 		out.Shards = append(out.Shards, s)
 	}

@@ -258,9 +258,14 @@ func (c *Cluster) CountMembers() (up, down int) {
 
 // heardLeader is who said last that it leads a shard, to this node or to one that tells it.
 func (c *Cluster) heardLeader(shard uint32) string {
+	leader, _ := c.heardLead(shard)
+	return leader
+}
+
+// heardLead is heardLeader with its term.
+func (c *Cluster) heardLead(shard uint32) (leader string, term uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	leader, term := "", uint64(0)
 	for member, h := range c.heard { // order does not matter: terms have one leader
 		if time.Since(h.at) >= c.cfg.DownAfter {
 			continue
@@ -276,7 +281,7 @@ func (c *Cluster) heardLeader(shard uint32) string {
 			}
 		}
 	}
-	return leader
+	return leader, term
 }
 
 // statusOf is what a member told last, and whether that was lately.
