@@ -388,17 +388,7 @@ func TestKillAtEveryStep(t *testing.T) {
 	if err := proc.Start(t.Context()); err != nil { // its agents register by themselves, some moments later
 		t.Fatal(err)
 	}
-	for _, name := range h.names {
-		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-			_, err := proc.Get(t.Context(), "/v1/services/"+name)
-			if err == nil {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("%s is not registered: %v", name, err)
-			}
-		}
-	}
+	registered(t.Context(), t, proc, h.names)
 	proc.Kill()
 	var points []string
 	for _, kind := range []string{"OPEN", "ENLIST", "SEAL", "CLAIM", "LOCKED", "YIELD", "RELEASE"} {
