@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -273,6 +274,26 @@ func TestThreeNodes(t *testing.T) {
 	}
 	add(1)
 	c.settled(want, c.nodes...)
+}
+
+// TestTransferInVain: a dead voter that is asked to lead, again and again, does not stop the
+// group.
+func TestTransferInVain(t *testing.T) {
+	c := newTestCluster(t, 3)
+	c.append("a")
+	lead := c.leader()
+	dead := c.nodes[(slices.Index(c.nodes, lead)+1)%3]
+	c.stop(dead)
+	for try := range 3 {
+		err := lead.group().Transfer(dead.id)
+		if !errors.Is(err, ErrNotTaken) || try > 0 != strings.Contains(err.Error(), "a moment ago") {
+			t.Error(try, err)
+		}
+	}
+	c.append("b")
+	if c.leader() != lead {
+		t.Error("another leads")
+	}
 }
 
 // TestGrow: one node becomes three, and keeps its data; one is replaced.

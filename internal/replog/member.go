@@ -3,6 +3,7 @@ package replog
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -82,6 +83,7 @@ func (g *group) Transfer(to string) error {
 	case errors.Is(err, raft.ErrNotLeader):
 		return fmt.Errorf("shard %d: %w: %w", g.shard, ErrNotAppended, err)
 	}
+	maps.DeleteFunc(g.notTaken, func(_ string, at time.Time) bool { return time.Since(at) >= resendFor })
 	g.notTaken[to] = time.Now()
 	return fmt.Errorf("shard %d: %w: %w", g.shard, ErrNotTaken, err)
 }
