@@ -24,6 +24,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -165,8 +166,9 @@ func (c *Cluster) Leave(ctx context.Context) {
 		left := 0
 		for i := range r.node.Shards() {
 			g := r.log.Group(i)
-			if g.Leader() != c.self.Member || len(g.Members()) < 2 {
-				continue
+			another := func(m replog.Replica) bool { return m.Voter && m.Member != c.self.Member }
+			if g.Leader() != c.self.Member || !slices.ContainsFunc(g.Members(), another) {
+				continue // nobody could take it
 			}
 			left++
 			if _, err := c.handOver(i, ""); err != nil {
