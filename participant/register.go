@@ -1,7 +1,6 @@
 package participant
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -123,7 +122,10 @@ func RegisterAt(ctx context.Context, nodes *discovery.Nodes, service string, r R
 // told, if it is not nil, is called after each registration. A service that somebody is
 // removing is left alone, and a coordinator that cannot be asked is asked again later.
 func KeepRegistered(ctx context.Context, nodes *discovery.Nodes, service string, r Registration, every time.Duration, told func()) error {
-	tick := time.NewTicker(cmp.Or(every, registrationCheck))
+	if every <= 0 {
+		every = registrationCheck
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for registered := false; ; registered = IsRegistered(ctx, nodes, service, r) {
 		if !registered {
