@@ -67,10 +67,13 @@ func (b *run) settle(ctx context.Context) error {
 	if len(b.coord.urls) < 2 {
 		return nil
 	}
-	const quiet = 3 * time.Second
+	const quiet, limit = 3 * time.Second, time.Minute
 	var last []string
-	since := time.Now()
+	since, end := time.Now(), time.Now().Add(limit)
 	for ctx.Err() == nil {
+		if time.Now().After(end) {
+			return fmt.Errorf("leads still move after %v: the machine is too busy to measure on", limit)
+		}
 		if err := b.findLeaders(ctx); err != nil {
 			return err
 		}
