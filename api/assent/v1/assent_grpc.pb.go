@@ -861,7 +861,7 @@ type ClusterServiceClient interface {
 	// Move leaders off a node, and place nothing new there: before it is stopped for a
 	// while. It keeps its replicas.
 	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*Cluster, error)
-	// Take a drain back.
+	// Take a drain back, or a removal that has not ended.
 	UndrainNode(ctx context.Context, in *UndrainNodeRequest, opts ...grpc.CallOption) (*Cluster, error)
 	// Move a node's replicas to others, then forget it. It is answered at once, with the
 	// node leaving; it is gone when it is not among the nodes any more.
@@ -940,7 +940,7 @@ type ClusterServiceServer interface {
 	// Move leaders off a node, and place nothing new there: before it is stopped for a
 	// while. It keeps its replicas.
 	DrainNode(context.Context, *DrainNodeRequest) (*Cluster, error)
-	// Take a drain back.
+	// Take a drain back, or a removal that has not ended.
 	UndrainNode(context.Context, *UndrainNodeRequest) (*Cluster, error)
 	// Move a node's replicas to others, then forget it. It is answered at once, with the
 	// node leaving; it is gone when it is not among the nodes any more.
