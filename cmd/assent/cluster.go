@@ -267,7 +267,8 @@ type clusterRemoveCmd struct {
 func (*clusterRemoveCmd) Help() string {
 	return `For good: other nodes get its replicas first, so there must be enough of them. A node that
 is lost with its data is removed in the same way; the others need a majority of every shard.
-Until it has ended, assent cluster undrain NAME takes it back. Do not start its directory again. A node of the same name may join later, with a new one.`
+Until it has ended, assent cluster undrain NAME takes it back. Do not start its directory
+again. A node of the same name may join later, with a new one.`
 }
 
 // Run removes.

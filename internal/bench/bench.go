@@ -91,8 +91,8 @@ type Report struct {
 // Run runs the benchmark. It fails if any transaction was not prepared and
 // committed exactly once at each of its participants.
 func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
-	if cfg.Open > 0 && cfg.URL != "" {
-		return nil, errors.New("transactions that stay open are for a coordinator of the benchmark's own")
+	if cfg.URL != "" && (cfg.Open > 0 || cfg.Nodes > 1 || cfg.Shards > 1) {
+		return nil, errors.New("transactions that stay open, several nodes and shards are for a coordinator of the benchmark's own: leave out --url, or the others")
 	}
 	dir := cfg.Dir
 	if dir == "" {

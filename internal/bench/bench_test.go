@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -114,5 +115,42 @@ func TestMetric(t *testing.T) {
 		if got := metric(text, name); got != want {
 			t.Errorf("%s = %v, want %v", name, got, want)
 		}
+	}
+}
+
+// TestScalingTables: the tables of the documentation are there, one that is not is told, and
+// a transaction is sent to the leader of its home.
+func TestScalingTables(t *testing.T) {
+	tables, runs := scalingRuns()
+	if len(tables) != 8 {
+		t.Errorf("%d tables: %q", len(tables), tables)
+	}
+	for table, list := range runs {
+		for _, r := range list {
+			var c Config
+			if r.set(&c); c.Nodes != 1 && c.Nodes != 3 || c.Shards+c.Services+c.Open == 0 {
+				t.Errorf("%s, %s: %+v", table, r.name, c)
+			}
+		}
+	}
+	if _, err := RunScaling(t.Context(), "", t.TempDir(), "nodes of gold", io.Discard); err == nil || !strings.Contains(err.Error(), "registered services") {
+		t.Errorf("a table that is not there: %v", err)
+	}
+	if _, err := Run(t.Context(), Config{URL: "http://127.0.0.1:1", Nodes: 3}, io.Discard); err == nil || !strings.Contains(err.Error(), "--url") {
+		t.Errorf("several nodes of a coordinator that runs: %v", err)
+	}
+	c := coordinator{urls: []string{"a", "b"}, shards: 2}
+	id := newID()
+	if c.at(id) != "a" {
+		t.Error("who leads was known before it was asked")
+	}
+	c.leaders.Store(&[]string{"x", "y"})
+	if want := []string{"x", "y"}[id.Shard(2)]; c.at(id) != want {
+		t.Errorf("%v is sent to %s, not to %s", id, c.at(id), want)
+	}
+	var out strings.Builder
+	s := Scaling{Rows: []*ScalingRow{{tables[0], &Report{Shards: 1, CoordinatorCPU: 100}}, {tables[0], &Report{Shards: 4, CoordinatorCPU: 250}}}}
+	if s.Print(&out); strings.Count(out.String(), tables[0]) != 1 || !strings.Contains(out.String(), "2.50") {
+		t.Errorf("printed:\n%s", out.String())
 	}
 }

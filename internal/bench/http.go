@@ -105,7 +105,7 @@ func (w *httpWorkload) bareCalls(ctx context.Context, b *run, duration time.Dura
 // audit waits until every branch has been asked both things once.
 func (w *httpWorkload) audit(ctx context.Context, transactions int) error {
 	want := transactions * w.cfg.Branches
-	return eventually(ctx, func() error {
+	return audited(ctx, func() error {
 		a, err := w.parts.audit(ctx)
 		if err == nil && (a.Once != want || a.Wrong != 0) {
 			err = fmt.Errorf("%d of %d branches were prepared and committed exactly once, %d were not (%s)", a.Once, want, a.Wrong, a.Example)
@@ -114,7 +114,16 @@ func (w *httpWorkload) audit(ctx context.Context, transactions int) error {
 	})
 }
 
+// errAudit: a transaction did not take effect exactly once everywhere.
 var errAudit = errors.New("audit")
+
+// audited is eventually for an audit.
+func audited(ctx context.Context, check func() error) error {
+	if err := eventually(ctx, check); err != nil {
+		return fmt.Errorf("%w: %w", errAudit, err)
+	}
+	return nil
+}
 
 // eventually waits until check is content; its last complaint is the error.
 func eventually(ctx context.Context, check func() error) error {
@@ -124,7 +133,7 @@ func eventually(ctx context.Context, check func() error) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%w: %w", errAudit, err)
+			return err
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):

@@ -100,8 +100,11 @@ func (b *run) findLeaders(ctx context.Context) error {
 			return err
 		}
 		status, body, err := b.do(req, nil)
-		if err != nil || status != http.StatusOK {
-			return fmt.Errorf("ask who leads: status %d: %w", status, err)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("status %d: %s", status, body)
+		}
+		if err != nil {
+			return fmt.Errorf("ask who leads: %w", err)
 		}
 		var view struct {
 			Nodes     []struct{ ID, HTTP string }

@@ -241,7 +241,7 @@ func (w *postgresWorkload) count(ctx context.Context, branch int) (n int, err er
 // audit: every transfer is in every database once - its id is a primary key -, no
 // other one is, the balances say the same, and nothing is left prepared.
 func (w *postgresWorkload) audit(ctx context.Context, transactions int) error {
-	return eventually(ctx, func() error {
+	return audited(ctx, func() error {
 		for i, pool := range w.pools {
 			n, err := w.count(ctx, i)
 			if err != nil {

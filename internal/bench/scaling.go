@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -59,6 +60,9 @@ func scalingRuns() (tables []string, runs map[string][]suiteRun) {
 func RunScaling(ctx context.Context, binary, dir, only string, progress io.Writer) (*Scaling, error) {
 	s := &Scaling{}
 	tables, runs := scalingRuns()
+	if !slices.ContainsFunc(tables, func(table string) bool { return strings.Contains(table, only) }) {
+		return s, fmt.Errorf("no table is named like %q: there are %q", only, tables)
+	}
 	for _, table := range tables {
 		if !strings.Contains(table, only) {
 			continue
