@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
 )
 
 func TestProposeAppliesInOrderAndSurvivesRestart(t *testing.T) {
@@ -310,14 +311,16 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-func TestProposeBeforeLeading(t *testing.T) {
-	cfg := config(t.TempDir(), newRecorder())
-	cfg.ElectionTimeoutMs = 600_000
-	l := open(t, cfg)
-	if err := propose(l.Group(0), "x"); !errors.Is(err, ErrNotAppended) {
+// A lone voter leads at once, so this needs one that cannot.
+func TestProposeWithoutLeading(t *testing.T) {
+	c := newTestCluster(t, 3)
+	alone := c.nodes[0]
+	c.stop(c.nodes[1])
+	c.stop(c.nodes[2])
+	c.await("it does not lead", func() bool { return alone.log.groups[0].raft.State() != raft.Leader })
+	if err := propose(alone.group(), "x"); !errors.Is(err, ErrNotAppended) {
 		t.Errorf("without a leader: %v", err)
 	}
-	closeLog(t, l)
 }
 
 func TestCloseFinishesEveryProposal(t *testing.T) {
