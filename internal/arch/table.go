@@ -39,6 +39,7 @@ var Table = map[string]Package{
 	"internal/mutant":       {Ring: Quiet}, // compiled to a constant in every ordinary build
 	"internal/failpoint":    {Ring: Quiet}, // likewise
 	"internal/arch":         {Ring: Quiet},
+	"internal/contention":   {Ring: Quiet},
 	"internal/config":       {Ring: Quiet, Imports: []string{"internal/reason"}},
 	"internal/check":        {Ring: Quiet},
 	"internal/check/linear": {Ring: Quiet},
@@ -94,7 +95,7 @@ var Libraries = map[string][]string{
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
 	"github.com/alecthomas/kong":          {"cmd/assent", "internal/config"},
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
-	"math/rand":                           {"internal/sim", "internal/sim/sessions", "internal/sim/cluster", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/serveproc", "internal/node", "internal/cluster", "participant", "discovery", ".", "cmd/assent"},
+	"math/rand":                           {"internal/contention", "internal/sim", "internal/sim/sessions", "internal/sim/cluster", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/serveproc", "internal/node", "internal/cluster", "participant", "discovery", ".", "cmd/assent"},
 	"github.com/anishathalye/porcupine":   {"internal/check/linear"},
 	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
 }

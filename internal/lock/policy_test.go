@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/assent-tx/assent/internal/contention"
 )
 
 var policies = []struct {
@@ -20,12 +22,12 @@ var policies = []struct {
 // the policy: with the same policy they do the same, victim for victim.
 func TestPlainTableDoesWhatTheRealDoes(t *testing.T) {
 	cycles, wounds := map[policy]int{}, 0
-	for _, w := range workloads() {
+	for _, w := range contention.Workloads() {
 		for _, p := range []policy{eldestFirst, woundWait} {
 			got := simulate(newReal(p == woundWait), w, 400, 1)
 			want := simulate(newPlain(p), w, 400, 1)
 			if !reflect.DeepEqual(got, want) {
-				t.Errorf("%s, policy %d: %d us, %d aborts, %d restarts; plainly %d us, %d, %d", w.name, p, got.Us, got.Aborts, got.Restarts, want.Us, want.Aborts, want.Restarts)
+				t.Errorf("%s, policy %d: %d us, %d aborts, %d restarts; plainly %d us, %d, %d", w.Name, p, got.Us, got.Aborts, got.Restarts, want.Us, want.Aborts, want.Restarts)
 			}
 			cycles[p] += got.Aborts + got.Restarts - got.Needless
 			wounds += got.Needless
@@ -38,21 +40,21 @@ func TestPlainTableDoesWhatTheRealDoes(t *testing.T) {
 
 // What the policies promise, whatever the load.
 func TestPolicies(t *testing.T) {
-	for _, w := range workloads() {
+	for _, w := range contention.Workloads() {
 		for _, p := range policies {
 			f := simulate(p.make(), w, 400, 2)
 			if f.Commits < 400 {
-				t.Errorf("%s, %s: stands still after %d commits", w.name, p.name, f.Commits)
+				t.Errorf("%s, %s: stands still after %d commits", w.Name, p.name, f.Commits)
 			}
 			if f.EldestGaveWay > 0 {
-				t.Errorf("%s, %s: %d times the eldest of all gave way", w.name, p.name, f.EldestGaveWay)
+				t.Errorf("%s, %s: %d times the eldest of all gave way", w.Name, p.name, f.EldestGaveWay)
 			}
-			once := strings.HasSuffix(w.name, "/once")
+			once := strings.HasSuffix(w.Name, "/once")
 			if p.name != "wound-wait" && (f.Needless > 0 || once && f.Aborts+f.Restarts > 0) {
-				t.Errorf("%s, %s: %d aborts, %d restarts, %d needless", w.name, p.name, f.Aborts, f.Restarts, f.Needless)
+				t.Errorf("%s, %s: %d aborts, %d restarts, %d needless", w.Name, p.name, f.Aborts, f.Restarts, f.Needless)
 			}
 			if again := simulate(p.make(), w, 400, 2); !reflect.DeepEqual(f, again) {
-				t.Errorf("%s, %s: the same seed gave another run", w.name, p.name)
+				t.Errorf("%s, %s: the same seed gave another run", w.Name, p.name)
 			}
 		}
 	}
@@ -60,9 +62,9 @@ func TestPolicies(t *testing.T) {
 
 // BenchmarkPolicy prints the table of docs/PERFORMANCE.md; times are virtual.
 func BenchmarkPolicy(b *testing.B) {
-	for _, w := range workloads() {
+	for _, w := range contention.Workloads() {
 		for _, p := range policies {
-			b.Run(fmt.Sprintf("%s/%s", w.name, p.name), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%s", w.Name, p.name), func(b *testing.B) {
 				var f figures
 				for b.Loop() {
 					f = simulate(p.make(), w, 20_000, 3)

@@ -2,12 +2,10 @@ package lock
 
 import (
 	"container/heap"
-	"fmt"
-	"math"
 	"math/rand/v2"
 	"slices"
-	"sort"
 
+	"github.com/assent-tx/assent/internal/contention"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
@@ -17,13 +15,7 @@ import (
 // of the first kind restarts inside; one of the second rolls back and is begun again with
 // the age of its first try.
 
-// workload says what the clients do.
-type workload struct {
-	name string
-	plan func(r *rand.Rand, client int) plan
-}
-
-// plan is one transaction.
+// plan is a transaction of a workload, with the time that it takes.
 type plan struct {
 	steps  [][]Need
 	workUs []uint64 // after each step
@@ -32,125 +24,37 @@ type plan struct {
 
 const (
 	simClients   = 64
-	simKeys      = 1000
-	stepWorkUs   = 1000 // between two steps, on average
-	commitUs     = 2000 // prepare, log, commit, on average
-	rollbackUs   = 1000 // until the participants have acknowledged, on average
-	readerKeys   = 50
+	stepWorkUs   = 1000    // between two steps, on average
+	commitUs     = 2000    // prepare, log, commit, on average
+	rollbackUs   = 1000    // until the participants have acknowledged, on average
 	longCommitUs = 100_000 // the one-shot reader
 )
 
 func about(r *rand.Rand, us uint64) uint64 { return us/2 + r.Uint64N(us+1) }
 
-// zipf draws keys with exponent 0.99, which rand.Zipf cannot.
-type zipf []float64
+var modeOf = map[contention.Mode]Mode{contention.Shared: S, contention.Update: U, contention.Exclusive: X}
 
-func newZipf(n int, exponent float64) zipf {
-	z, sum := make(zipf, n), 0.0
-	for i := range z {
-		sum += 1 / math.Pow(float64(i+1), exponent)
-		z[i] = sum
-	}
-	return z
-}
-
-func (z zipf) draw(r *rand.Rand) string {
-	at := r.Float64() * z[len(z)-1]
-	return simKey(sort.Search(len(z)-1, func(i int) bool { return z[i] > at }))
-}
-
-// simKey: the order of keys has nothing to do with how hot they are.
-func simKey(rank int) string { return fmt.Sprintf("k%03d", rank*619%simKeys) }
-
-// some draws 1 to 4 different keys.
-func (z zipf) some(r *rand.Rand) (keys []string) {
-	for n := 1 + r.IntN(4); len(keys) < n; {
-		if key := z.draw(r); !slices.Contains(keys, key) {
-			keys = append(keys, key)
+func draw(r *rand.Rand, w contention.Workload, client int) plan {
+	drawn := w.Plan(r, client)
+	p := plan{long: drawn.Long}
+	for _, locks := range drawn.Steps {
+		var set []Need
+		for _, l := range locks {
+			set = append(set, Need{l.Key, modeOf[l.Mode]})
 		}
+		work := uint64(0)
+		if drawn.Once {
+			set = Fold(set)
+		} else {
+			work = about(r, stepWorkUs)
+		}
+		p.steps, p.workUs = append(p.steps, set), append(p.workUs, work)
 	}
-	return keys
-}
-
-func oneShot(r *rand.Rand, set []Need) plan {
-	return plan{steps: [][]Need{Fold(set)}, workUs: []uint64{about(r, commitUs)}}
-}
-
-func stepwise(r *rand.Rand, needs []Need) (p plan) {
-	for _, n := range needs {
-		p.steps = append(p.steps, []Need{n})
-		p.workUs = append(p.workUs, about(r, stepWorkUs))
+	last := &p.workUs[len(p.workUs)-1]
+	if *last += about(r, commitUs); drawn.Once && drawn.Long {
+		*last = longCommitUs
 	}
-	p.workUs[len(needs)-1] += about(r, commitUs)
 	return p
-}
-
-// readOrWrite is a set for the keys: half are read, half written.
-func readOrWrite(r *rand.Rand, keys []string) (set []Need) {
-	for _, key := range keys {
-		set = append(set, Need{key, []Mode{S, X}[r.IntN(2)]})
-	}
-	return set
-}
-
-// readThenWrite reads all keys first, and then writes half of them.
-func readThenWrite(r *rand.Rand, keys []string, first Mode) (needs []Need) {
-	var later []Need
-	for _, key := range keys {
-		mode := S
-		if r.IntN(2) == 0 {
-			mode = first
-			later = append(later, Need{key, X})
-		}
-		needs = append(needs, Need{key, mode})
-	}
-	return append(needs, later...)
-}
-
-func workloads() []workload {
-	skewed, even := newZipf(simKeys, 0.99), newZipf(simKeys, 0)
-	hot := func(r *rand.Rand) []Need { // the hot key, and another before or after it
-		needs := []Need{{"hot", X}, {even.draw(r), X}}
-		if r.IntN(2) == 0 {
-			slices.Reverse(needs)
-		}
-		return needs
-	}
-	reader := func() (needs []Need) {
-		for i := range readerKeys {
-			needs = append(needs, Need{simKey(i), S})
-		}
-		return needs
-	}
-	write := func(r *rand.Rand) (needs []Need) {
-		for _, key := range skewed.some(r) {
-			needs = append(needs, Need{key, X})
-		}
-		return needs
-	}
-	return []workload{
-		{"zipf/once", func(r *rand.Rand, _ int) plan { return oneShot(r, readOrWrite(r, skewed.some(r))) }},
-		{"zipf/steps", func(r *rand.Rand, _ int) plan { return stepwise(r, readThenWrite(r, skewed.some(r), S)) }},
-		{"zipf/update", func(r *rand.Rand, _ int) plan { return stepwise(r, readThenWrite(r, skewed.some(r), U)) }},
-		{"hot/once", func(r *rand.Rand, _ int) plan { return oneShot(r, hot(r)) }},
-		{"hot/steps", func(r *rand.Rand, _ int) plan { return stepwise(r, hot(r)) }},
-		{"reader/once", func(r *rand.Rand, client int) plan {
-			if client > 0 {
-				return oneShot(r, write(r))
-			}
-			p := oneShot(r, reader())
-			p.workUs[0], p.long = longCommitUs, true
-			return p
-		}},
-		{"reader/steps", func(r *rand.Rand, client int) plan {
-			if client > 0 {
-				return stepwise(r, write(r))
-			}
-			p := stepwise(r, reader())
-			p.long = true
-			return p
-		}},
-	}
 }
 
 // client runs one transaction after the other.
@@ -210,7 +114,7 @@ func (f *figures) longestOverMean() float64 {
 type simulation struct {
 	figures
 	m       manager
-	w       workload
+	w       contention.Workload
 	r       *rand.Rand
 	nowUs   uint64
 	seq     int
@@ -221,7 +125,7 @@ type simulation struct {
 }
 
 // simulate runs the workload until so many transactions have committed.
-func simulate(m manager, w workload, commits int, seed uint64) figures {
+func simulate(m manager, w contention.Workload, commits int, seed uint64) figures {
 	s := &simulation{m: m, w: w, r: rand.New(rand.NewPCG(seed, 5)), clients: make([]client, simClients), owners: map[txnid.ID]int{}}
 	for i := range s.clients {
 		s.at(uint64(i), i)
@@ -247,7 +151,7 @@ func (s *simulation) act(i int) {
 	c := &s.clients[i]
 	switch {
 	case c.steps == nil:
-		c.plan, c.bornUs = s.w.plan(s.r, i), s.nowUs
+		c.plan, c.bornUs = draw(s.r, s.w, i), s.nowUs
 		s.begin(i)
 	case c.rolling:
 		c.rolling = false
