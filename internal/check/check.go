@@ -29,7 +29,7 @@ const maxAnomalies = 20
 // Check returns what is wrong with the transactions, worst first; nothing if they obey
 // the model.
 func Check(txns []Txn, model Model) []Anomaly {
-	c := &checker{txns: txns, writer: map[version]int{}, last: map[version]bool{}, keys: map[string]*list{}, counts: map[string]int{}}
+	c := &checker{txns: txns, writer: map[version]int{}, last: map[version]bool{}, keys: map[string]*list{}, counts: map[string]int{}, seen: make([]bool, len(txns))}
 	c.index()
 	c.within()
 	c.lists()
@@ -70,7 +70,8 @@ type checker struct {
 	names  []string // of keys, ascending
 	found  []Anomaly
 	counts map[string]int
-	blind  bool // the order of versions is not known
+	seen   []bool // transactions of which an append was read
+	blind  bool   // the order of versions is not known
 }
 
 func (c *checker) report(kind, format string, args ...any) {
@@ -148,7 +149,11 @@ func (c *checker) within() {
 				c.report("internal", "%s read %s as %v after it appended %v itself", c.name(i), m.Key, m.List, mine)
 			case !seen:
 				k := c.key(m.Key)
-				k.reads = append(k.reads, read{i, m.List[:len(m.List)-len(mine)]})
+				others := m.List[:len(m.List)-len(mine)]
+				if slices.ContainsFunc(others, func(v int64) bool { w, ok := c.writer[version{m.Key, v}]; return ok && w == i }) {
+					c.report("internal", "%s read %s as %v, with what it appended only later", c.name(i), m.Key, m.List)
+				}
+				k.reads = append(k.reads, read{i, others})
 				if len(m.List) > len(k.order) {
 					k.order = m.List
 				}
@@ -162,8 +167,16 @@ func endsWith(list, tail []int64) bool {
 	return len(list) >= len(tail) && slices.Equal(list[len(list)-len(tail):], tail)
 }
 
-// lists checks the reads of each key against each other.
+// lists checks the reads of each key against each other, and against what was appended.
+// A transaction of unknown outcome of which one append was read has made all of them.
 func (c *checker) lists() {
+	for _, name := range c.names {
+		for _, v := range c.keys[name].order {
+			if w, ok := c.writer[version{name, v}]; ok {
+				c.seen[w] = true
+			}
+		}
+	}
 	for _, name := range c.names {
 		k := c.keys[name]
 		for _, r := range k.reads {
@@ -180,9 +193,9 @@ func (c *checker) lists() {
 				c.blind = true
 			}
 		}
-		inOrder := map[int64]bool{}
+		at := make(map[int64]int, len(k.order))
 		for i, v := range k.order {
-			inOrder[v] = true
+			at[v] = i
 			w, ok := c.writer[version{name, v}]
 			if !ok {
 				c.report("garbage", "%s holds %d, which nobody appended", name, v)
@@ -194,16 +207,43 @@ func (c *checker) lists() {
 			}
 		}
 		for _, w := range k.appends {
-			if c.txns[w].Status == Committed && !c.readIn(w, name, inOrder) {
+			switch {
+			case c.txns[w].Status == Aborted || c.txns[w].Status == Unknown && !c.seen[w]:
+			case !c.readIn(w, name, at):
 				k.unread = append(k.unread, w)
+			default:
+				c.whole(w, name, at)
 			}
 		}
 	}
 }
 
-func (c *checker) readIn(txn int, key string, in map[int64]bool) bool {
+// whole checks that what a transaction appended to a key stands there as it was appended.
+// Only the end may be missing, and only at the end of what was read.
+func (c *checker) whole(txn int, name string, at map[int64]int) {
+	last := -1
 	for _, m := range c.txns[txn].Mops {
-		if m.Append && m.Key == key && in[m.Value] {
+		if !m.Append || m.Key != name {
+			continue
+		}
+		i, there := at[m.Value]
+		switch {
+		case !there && last == len(at)-1:
+			return
+		case !there:
+			c.report("lost-append", "%s appended %d to %s, where others of its appends are read without it", c.name(txn), m.Value, name)
+			return
+		case i < last:
+			c.report("incompatible-order", "%s appended %d to %s after what stands behind it", c.name(txn), m.Value, name)
+			return
+		}
+		last = i
+	}
+}
+
+func (c *checker) readIn(txn int, key string, at map[int64]int) bool {
+	for _, m := range c.txns[txn].Mops {
+		if _, there := at[m.Value]; m.Append && m.Key == key && there {
 			return true
 		}
 	}

@@ -45,17 +45,13 @@ func (g *graph) add(e Edge) {
 // dependencies makes the graph of the transactions that took effect.
 func (c *checker) dependencies() *graph {
 	g := &graph{out: make([][]Edge, len(c.txns))}
-	seen := make([]bool, len(c.txns)) // of unknown outcome, but read
 	for _, name := range c.names {
 		k := c.keys[name]
-		at := make(map[int64]int, len(k.order)) // place of a value
 		for i, v := range k.order {
-			at[v] = i
 			w, ok := c.writer[version{name, v}]
 			if !ok {
 				continue
 			}
-			seen[w] = true
 			if i > 0 {
 				if before, ok := c.writer[version{name, k.order[i-1]}]; ok {
 					g.add(Edge{before, w, WW, name, k.order[i-1], v})
@@ -95,7 +91,7 @@ func (c *checker) dependencies() *graph {
 			}
 		}
 	}
-	c.inTime(g, seen)
+	c.inTime(g)
 	return g
 }
 
@@ -111,7 +107,7 @@ func (c *checker) firstAppend(txn int, key string) int64 {
 // inTime adds the order of time and of the processes. Of the order of time only what
 // does not follow from the rest of it is added: a transaction that was answered before
 // another began is linked until somebody began later and was answered, too.
-func (c *checker) inTime(g *graph, seen []bool) {
+func (c *checker) inTime(g *graph) {
 	type event struct {
 		at, txn int
 		begins  bool
@@ -119,7 +115,7 @@ func (c *checker) inTime(g *graph, seen []bool) {
 	var events []event
 	for i := range c.txns {
 		t := &c.txns[i]
-		if t.Status == Aborted || t.Status == Unknown && !seen[i] {
+		if t.Status == Aborted || t.Status == Unknown && !c.seen[i] {
 			continue
 		}
 		events = append(events, event{t.Invoked, i, true})
@@ -141,7 +137,9 @@ func (c *checker) inTime(g *graph, seen []bool) {
 			if p, ok := latest[t.Process]; ok {
 				g.add(Edge{From: p, To: e.txn, Kind: Process})
 			}
-			latest[t.Process] = e.txn
+			if t.Status == Committed { // one of unknown outcome may take effect after the next
+				latest[t.Process] = e.txn
+			}
 			continue
 		}
 		linked := before[e.txn]
