@@ -304,6 +304,7 @@ func (c *coord) ask(ev func(shard.Token) shard.Event, answer func(*shard.Reply))
 // call sends a request to a participant: perhaps never, perhaps twice.
 func (c *coord) call(call *shard.Call) {
 	w := c.w
+	w.part(call.Service).sent(call)
 	life := c.life
 	copies := 1
 	switch {

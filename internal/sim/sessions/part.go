@@ -20,6 +20,7 @@ type part struct {
 	rows  map[txnid.ID]outcome
 	open  map[txnid.ID]*branch
 	terms map[txnid.ID]uint64 // the greatest of a branch's calls; kept with its row
+	told  map[txnid.ID]bool   // branches with results that their client has
 	lives int
 
 	written, read map[string]fence
@@ -70,7 +71,7 @@ type payload struct {
 }
 
 func newPart(w *World, name string) *part {
-	return &part{w: w, name: name, items: map[string][]item{}, rows: map[txnid.ID]outcome{}, open: map[txnid.ID]*branch{}, terms: map[txnid.ID]uint64{}, written: map[string]fence{}, read: map[string]fence{}}
+	return &part{w: w, name: name, items: map[string][]item{}, rows: map[txnid.ID]outcome{}, open: map[txnid.ID]*branch{}, terms: map[txnid.ID]uint64{}, told: map[txnid.ID]bool{}, written: map[string]fence{}, read: map[string]fence{}}
 }
 
 // fenced checks that of two that use a key in conflict the later has the greater token.
@@ -93,6 +94,14 @@ func (p *part) fenced(c *shard.Call, m *payload) {
 	}
 	if used[m.Key].token < c.Token {
 		used[m.Key] = fence{c.Token, c.ID}
+	}
+}
+
+// sent checks a call that leaves: a branch whose results its client has is never opened
+// anew, since it would be executed again behind the client's back.
+func (p *part) sent(c *shard.Call) {
+	if c.Phase == shard.PhaseExecute && !c.Opened && p.told[c.ID] {
+		p.w.Fail("%s is asked to execute for %s as if it had not, and the client has the results", p.name, c.ID)
 	}
 }
 

@@ -71,6 +71,23 @@ func TestWithoutFaults(t *testing.T) {
 	}
 }
 
+// TestDeaths: where only shards die, whoever waits goes on soon: what one shard has asked
+// of another is asked again. Hardly anybody waits until the timeout; that takes several
+// deaths of the same shard.
+func TestDeaths(t *testing.T) {
+	runs, timedOut := max(30, *seeds/5), 0
+	for seed := range uint64(runs) {
+		r, err := Run(seed, Options{Transactions: 200, Clients: 12, Services: 2, Keys: 2, CrashPct: 1})
+		if err != nil || len(r.Anomalies) > 0 || len(r.Replay) > 0 || len(r.Locks) > 0 {
+			t.Fatal(seed, err, r.Anomalies, r.Replay, r.Locks)
+		}
+		timedOut += r.TimedOut
+	}
+	if timedOut > runs/10 {
+		t.Errorf("in %d runs %d waited for a lock until their timeout", runs, timedOut)
+	}
+}
+
 // TestSameSeed: a seed is a run.
 func TestSameSeed(t *testing.T) {
 	a, err := Run(3, DefaultOptions())

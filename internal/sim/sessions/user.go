@@ -280,6 +280,9 @@ func (u *user) take() {
 						w.Fail("step %d of %s: results %s", c.Step, u.id, r.View.StepResults)
 					}
 					u.results[first+i] = result
+					if result != nil {
+						w.parts[u.where[first+i]].told[u.id] = true
+					}
 				}
 				u.tries = 0
 				w.At(w.UpTo(5_000), u.take)

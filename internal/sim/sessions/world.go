@@ -20,6 +20,7 @@ import (
 	"github.com/assent-tx/assent/internal/check"
 	"github.com/assent-tx/assent/internal/check/linear"
 	"github.com/assent-tx/assent/internal/check/replay"
+	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
@@ -129,13 +130,14 @@ type World struct {
 	history   check.Recorder
 	locks     linear.Locks
 	decided   []replay.Decision // commits in the order in which they became durable, of all shards
+	sealed    map[txnid.ID]bool // commit was asked
 	values    int64
 	budget    int
 }
 
 // newWorld is the coordinators and participants of a seed.
 func newWorld(seed uint64, opt Options) *World {
-	w := &World{opt: opt, rng: rand.New(rand.NewPCG(seed, 7)), budget: opt.Transactions}
+	w := &World{opt: opt, rng: rand.New(rand.NewPCG(seed, 7)), budget: opt.Transactions, sealed: map[txnid.ID]bool{}}
 	if w.opt.Shards == 0 {
 		w.opt.Shards = []int{1, 3, 2}[seed%3]
 	}
@@ -324,6 +326,8 @@ func (w *World) Durable(effects []txn.Effect) {
 			}
 		case txn.EffectVerified:
 			w.report.Verified++
+		case txn.EffectSealed:
+			w.sealed[e.ID] = true
 		case txn.EffectCycle:
 			w.report.Deadlocks++
 		case txn.EffectStepRepeated:
@@ -343,6 +347,9 @@ func (w *World) Durable(effects []txn.Effect) {
 				w.decided = append(w.decided, replay.Decision{ID: e.Txn.ID.String(), Rank: uint64(len(w.decided))})
 				break
 			}
+			if why := e.Txn.Abort.Reason; w.sealed[e.ID] && (why == reason.Wounded || why == reason.Deadlock) {
+				w.Fail("%s was asked to prepare, and is aborted for an elder: %s", e.ID, e.Txn.Abort.Message)
+			}
 			switch e.Txn.Abort.Reason {
 			case "LOCK_TIMEOUT":
 				w.report.TimedOut++
@@ -359,13 +366,15 @@ func (w *World) Durable(effects []txn.Effect) {
 }
 
 // Serve hands a call to its participant, and returns the answer.
-func (w *World) Serve(call *shard.Call) *shard.CallDone {
+func (w *World) Serve(call *shard.Call) *shard.CallDone { return w.part(call.Service).serve(call) }
+
+func (w *World) part(service string) *part {
 	for _, p := range w.parts {
-		if p.name == call.Service {
-			return p.serve(call)
+		if p.name == service {
+			return p
 		}
 	}
-	w.Fail("no participant %s", call.Service)
+	w.Fail("no participant %s", service)
 	return nil
 }
 
