@@ -522,3 +522,40 @@ func TestInteractiveCommitWithoutWaiting(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
+
+// TestModes: keys are locked as they were declared, and a service without declared keys as
+// a whole, exclusively.
+func TestModes(t *testing.T) {
+	s := start(t, nil)
+	s.addLedger(t.TempDir(), "a")
+	for _, c := range []struct {
+		locks []node.DeclaredLock
+		want  string
+	}{
+		{nil, "a:X"},
+		{[]node.DeclaredLock{{Key: "k"}}, "a:IX a/k:X"},
+		{[]node.DeclaredLock{{Key: "k", Mode: node.Update}}, "a:IX a/k:U"},
+		{[]node.DeclaredLock{{Key: "k", Mode: node.Shared}}, "a:IS a/k:S"},
+	} {
+		tx := s.begin(node.Beginning{})
+		op := listOp("a", "append", "k", 1, node.Exclusive, false)
+		op.Locks = c.locks
+		if _, err := s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{op}}); err != nil {
+			t.Fatal(err)
+		}
+		page, err := s.node.Locks(t.Context(), node.LockQuery{Service: "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var held []string
+		for _, l := range page.Locks {
+			held = append(held, strings.TrimSuffix(l.Service+"/"+l.Key, "/")+":"+l.Holders[0].Mode)
+		}
+		if got := strings.Join(held, " "); got != c.want {
+			t.Errorf("%+v: held %s, want %s", c.locks, got, c.want)
+		}
+		if _, err := s.node.Rollback(t.Context(), tx.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
