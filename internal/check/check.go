@@ -34,7 +34,9 @@ func Check(txns []Txn, model Model) []Anomaly {
 	c.within()
 	c.lists()
 	c.reads()
-	c.quiet()
+	if model == StrictSerializable {
+		c.quiet()
+	}
 	c.updates()
 	if len(c.found) == 0 || !c.blind {
 		c.cycles(model)

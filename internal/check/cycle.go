@@ -263,69 +263,105 @@ func (g *graph) knots(a allowed) [][]int {
 	return knots
 }
 
-// path is a shortest way within a knot; apart: no rw follows another, nor the one that
-// led to the beginning or leads on from the end.
-func (g *graph) path(from, to int, in map[int]bool, a allowed, apart bool) []Edge {
-	type state struct {
-		node int
-		rw   bool // arrived by rw
+// A search looks for the shortest cycle through edges of a knot. It visits states: a
+// transaction, and whether it was reached by rw where that matters.
+type search struct {
+	g     *graph
+	knot  []int
+	in    []bool // transactions of the knot
+	a     allowed
+	apart bool // no rw follows another, not at the ends of the way either
+
+	round   int
+	reached []int // round in which a state was reached, by state
+	via     []Edge
+	prev    []int
+	visits  int
+}
+
+// maxVisits bounds one search, to about a second. Beyond it, a longer cycle than the
+// shortest may be told, or one of a kind that is easier to find.
+const maxVisits = 20_000_000
+
+func newSearch(g *graph, knot []int, a allowed, apart bool) *search {
+	n := len(g.out)
+	s := &search{g: g, knot: knot, in: make([]bool, n), a: a, apart: apart, reached: make([]int, 2*n), via: make([]Edge, 2*n), prev: make([]int, 2*n)}
+	for _, t := range knot {
+		s.in[t] = true
 	}
-	begin := state{from, apart}
-	via := map[state]Edge{}
-	prev := map[state]state{}
-	queue := []state{begin}
-	reached := map[state]bool{begin: true}
-	for len(queue) > 0 {
-		s := queue[0]
-		queue = queue[1:]
-		if s.node == to && s != begin && !(apart && s.rw) {
-			var way []Edge
-			for at := s; at != begin; at = prev[at] {
-				way = append(way, via[at])
+	return s
+}
+
+func (s *search) state(node int, rw bool) int {
+	if rw && s.apart {
+		return 2*node + 1
+	}
+	return 2 * node
+}
+
+// way is a shortest way of at most so many edges, or nil.
+func (s *search) way(from, to, most int) []Edge {
+	s.round++
+	begin, goal := s.state(from, true), s.state(to, false)
+	s.reached[begin] = s.round
+	queue := []int{begin}
+	for length := 1; length <= most && len(queue) > 0; length++ {
+		var next []int
+		for _, at := range queue {
+			s.visits++
+			for _, e := range s.g.out[at/2] {
+				if !s.a[e.Kind] || !s.in[e.To] || at%2 == 1 && e.Kind == RW {
+					continue
+				}
+				to := s.state(e.To, e.Kind == RW)
+				if s.reached[to] == s.round {
+					continue
+				}
+				s.reached[to], s.via[to], s.prev[to] = s.round, e, at
+				if to == goal {
+					return s.back(begin, goal)
+				}
+				next = append(next, to)
 			}
-			slices.Reverse(way)
-			return way
 		}
-		for _, e := range g.out[s.node] {
-			if !a[e.Kind] || !in[e.To] || apart && s.rw && e.Kind == RW {
-				continue
-			}
-			next := state{e.To, apart && e.Kind == RW}
-			if !reached[next] {
-				reached[next] = true
-				via[next], prev[next] = e, s
-				queue = append(queue, next)
-			}
-		}
+		queue = next
 	}
 	return nil
 }
 
-// maxSearches bounds the edges of a knot that a cycle is searched through.
-const maxSearches = 400
-
-func setOf(knot []int) map[int]bool {
-	in := make(map[int]bool, len(knot))
-	for _, t := range knot {
-		in[t] = true
+func (s *search) back(begin, at int) (way []Edge) {
+	for ; at != begin; at = s.prev[at] {
+		way = append(way, s.via[at])
 	}
-	return in
+	slices.Reverse(way)
+	return way
 }
 
-// shortest is the shortest cycle that begins with one of the edges, which rest closes.
-func (g *graph) shortest(knot []int, begins func(Edge) bool, rest func(Edge, map[int]bool) []Edge) (best []Edge) {
-	in := setOf(knot)
-	tries := 0
-	for _, t := range knot {
-		for _, e := range g.out[t] {
-			if !in[e.To] || !begins(e) {
-				continue
-			}
-			if tries++; tries > maxSearches && best != nil {
-				return best
-			}
-			if way := rest(e, in); way != nil && (best == nil || len(way)+1 < len(best)) {
-				best = append([]Edge{e}, way...)
+// shortest is the shortest cycle that begins with one of the edges. Short ways are looked
+// for first, so that one long way round a large knot costs no search from everywhere.
+func (s *search) shortest(begins func(Edge) bool) (best []Edge) {
+	for most := 1; best == nil && most < 4*len(s.knot); most *= 4 {
+		for _, t := range s.knot {
+			for _, e := range s.g.out[t] {
+				if !s.in[e.To] || !begins(e) {
+					continue
+				}
+				limit := most
+				if best != nil {
+					limit = len(best) - 2
+				}
+				if way := s.way(e.To, e.From, limit); way != nil {
+					best = append([]Edge{e}, way...)
+				}
+				if best == nil && s.visits > maxVisits { // any cycle, then
+					if way := s.way(e.To, e.From, 2*len(s.knot)); way != nil {
+						return append([]Edge{e}, way...)
+					}
+					return nil
+				}
+				if s.visits > maxVisits || len(best) == 2 {
+					return best
+				}
 			}
 		}
 	}
@@ -333,22 +369,23 @@ func (g *graph) shortest(knot []int, begins func(Edge) bool, rest func(Edge, map
 }
 
 func anyCycle(g *graph, knot []int, a allowed) []Edge {
-	return g.shortest(knot, func(e Edge) bool { return a[e.Kind] }, func(e Edge, in map[int]bool) []Edge { return g.path(e.To, e.From, in, a, false) })
+	return newSearch(g, knot, a, false).shortest(func(e Edge) bool { return a[e.Kind] })
 }
 
 func singleCycle(g *graph, knot []int, a allowed) []Edge {
-	without := a
-	without[RW] = false
-	return g.shortest(knot, func(e Edge) bool { return e.Kind == RW }, func(e Edge, in map[int]bool) []Edge { return g.path(e.To, e.From, in, without, false) })
+	a[RW] = false
+	return newSearch(g, knot, a, false).shortest(isRW)
 }
 
 func apartCycle(g *graph, knot []int, a allowed) []Edge {
-	return g.shortest(knot, func(e Edge) bool { return e.Kind == RW }, func(e Edge, in map[int]bool) []Edge { return g.path(e.To, e.From, in, a, true) })
+	return newSearch(g, knot, a, true).shortest(isRW)
 }
 
 func rwCycle(g *graph, knot []int, a allowed) []Edge {
-	return g.shortest(knot, func(e Edge) bool { return e.Kind == RW }, func(e Edge, in map[int]bool) []Edge { return g.path(e.To, e.From, in, a, false) })
+	return newSearch(g, knot, a, false).shortest(isRW)
 }
+
+func isRW(e Edge) bool { return e.Kind == RW }
 
 // explain tells a cycle in words.
 func (c *checker) explain(cycle []Edge) string {
