@@ -166,9 +166,10 @@ func (s *Shard) decided(t *txn.Txn) {
 	s.finishAll(r)
 }
 
-// decisionIgnored handles a decision that came second or too late. The timeout of
-// a one-phase transaction can meet its grant in the log: then only the
-// participant's answer decides, and one that came meanwhile is asked for again.
+// decisionIgnored handles a decision that came second or too late. The timeout of a
+// one-phase transaction can meet its grant in the log, and an abort to give way the SEAL
+// of a transaction that is prepared from then on: then the votes decide. A yes that came
+// meanwhile counts; who said anything else is asked again.
 func (s *Shard) decisionIgnored(e *txn.Effect) {
 	delete(s.proposed, e.ID)
 	if e.Txn == nil {
@@ -181,8 +182,15 @@ func (s *Shard) decisionIgnored(e *txn.Effect) {
 		return
 	}
 	r.deciding = false
+	if e.Txn.Status != txn.Preparing {
+		return
+	}
+	if r.votes == len(r.branches) {
+		s.proposeCommit(r)
+		return
+	}
 	for i := range r.branches {
-		if b := &r.branches[i]; b.phase == PhasePrepare && !b.calling && b.retryAtUs == 0 && e.Txn.Status == txn.Preparing {
+		if b := &r.branches[i]; b.phase == PhasePrepare && !b.calling && b.retryAtUs == 0 && !b.saidYes() {
 			s.call(r, i, PhasePrepare)
 		}
 	}
@@ -260,15 +268,16 @@ func (s *Shard) callDone(ev *CallDone) {
 }
 
 func (s *Shard) voted(r *run, i int, ev *CallDone) {
-	if r.t.Status != txn.Preparing || r.deciding {
+	b := &r.branches[i]
+	yes := ev.Answer == VoteYes || ev.Answer == VoteReadOnly
+	if r.t.Status != txn.Preparing || b.saidYes() || r.deciding && !yes {
 		return // too late to count: the decision will reach the branch
 	}
-	b := &r.branches[i]
 	switch ev.Answer {
 	case VoteYes, VoteReadOnly:
 		b.vote, b.results = ev.Answer, ev.Results
 		r.votes++
-		if r.votes == len(r.branches) || mutant.On("commit-on-first-yes") {
+		if !r.deciding && (r.votes == len(r.branches) || mutant.On("commit-on-first-yes")) {
 			s.proposeCommit(r)
 		}
 	case Lost:

@@ -192,6 +192,8 @@ type branchRun struct {
 	execution                  string   // the participant's name for its open local transaction
 }
 
+func (b *branchRun) saidYes() bool { return b.vote == VoteYes || b.vote == VoteReadOnly }
+
 type waitKind uint8
 
 const (

@@ -23,11 +23,11 @@ var configurations = []struct {
 	{Config{
 		Name: "votes", Work: []Work{transfer(shard.WaitDecided, lock.X, yesNo, yesNo)},
 		MaxAppendsInFlight: 3, Crashes: 1,
-	}, 4667},
+	}, 4655},
 	{Config{
 		Name: "ended early", Work: []Work{transfer(shard.WaitDecided, lock.X, yesNo, yesNo)},
 		MaxAppendsInFlight: 3, Deadlines: 1, Rollbacks: 1,
-	}, 8773},
+	}, 8837},
 	{Config{
 		Name: "lost messages", Work: []Work{transfer(shard.WaitCompleted, lock.X, yes, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Timeouts: 1,
@@ -47,23 +47,23 @@ var configurations = []struct {
 	{Config{
 		Name: "one-phase", Work: []Work{single(0, any3)},
 		MaxAppendsInFlight: 3, Crashes: 1, Timeouts: 1, Rollbacks: 2, Deadlines: 1,
-	}, 6629},
+	}, 5311},
 	{Config{
 		Name: "one-phase deposed", Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Depose: 1, Late: 1, Rollbacks: 1,
-	}, 2171},
+	}, 2093},
 	{Config{
 		Name: "one-phase started over", Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Relead: 1, Rollbacks: 1, Gets: 1, Timeouts: 1,
-	}, 7585},
+	}, 6921},
 	{Config{
 		Name: "started over", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yesNo}}}},
 		MaxAppendsInFlight: 3, Relead: 1, Rollbacks: 2, Gets: 1,
-	}, 9390},
+	}, 9866},
 	{Config{
 		Name: "clients", Work: []Work{{Wait: shard.WaitCompleted, Branches: []Part{{0, lock.X, yesNo}}}},
 		MaxAppendsInFlight: 1, Crashes: 1, Resubmits: 1, Rollbacks: 1, Cancels: 1,
-	}, 6490},
+	}, 6727},
 	{Config{
 		Name: "other body", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}},
 		MaxAppendsInFlight: 1, Crashes: 1, Conflicts: 1, Resubmits: 1,
@@ -71,11 +71,11 @@ var configurations = []struct {
 	{Config{
 		Name: "contract broken", Work: []Work{transfer(shard.WaitCompleted, lock.X, yesNo, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Unilateral: 1,
-	}, 6378},
+	}, 6350},
 	{Config{
 		Name: "conflict", Work: []Work{transfer(shard.WaitDecided, lock.X, yes, yes), transfer(shard.WaitCompleted, lock.X, yes, yes)},
 		MaxAppendsInFlight: 3, Deadlines: 1,
-	}, 6246},
+	}, 6520},
 	{Config{
 		Name: "conflict at one", Work: []Work{transfer(shard.WaitDecided, lock.X, yes, yes), {Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}},
 		MaxAppendsInFlight: 3, Crashes: 1,
@@ -87,15 +87,15 @@ var configurations = []struct {
 	{Config{
 		Name: "conflict one-phase", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}, single(0, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Deadlines: 1, Rollbacks: 1,
-	}, 19462},
+	}, 19524},
 	{Config{
 		Name: "shared and exclusive", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.S, yes}}}, {Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}},
 		MaxAppendsInFlight: 3, Crashes: 1, Deadlines: 1,
-	}, 2994},
+	}, 3164},
 	{Config{
 		Name: "large votes", Large: true, Work: []Work{transfer(shard.WaitDecided, lock.X, yesNo, yesNo)},
 		MaxAppendsInFlight: 3, Crashes: 1, Timeouts: 1, Deadlines: 1,
-	}, 310301},
+	}, 311291},
 	{Config{
 		Name: "large read-only", Large: true, Work: []Work{transfer(shard.WaitCompleted, lock.X, yesRead, yesRead)},
 		MaxAppendsInFlight: 3, Crashes: 1, Timeouts: 1, Doubles: 1,
@@ -107,19 +107,19 @@ var configurations = []struct {
 	{Config{
 		Name: "large one-phase", Large: true, Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Depose: 1, Late: 1, Timeouts: 1, Rollbacks: 1,
-	}, 9579},
+	}, 8953},
 	{Config{
 		Name: "large clients", Large: true, Work: []Work{{Wait: shard.WaitCompleted, Branches: []Part{{0, lock.X, yesNo}}}},
 		MaxAppendsInFlight: 1, Crashes: 1, Resubmits: 1, Conflicts: 1, Rollbacks: 1, Gets: 1,
-	}, 76085},
+	}, 79094},
 	{Config{
 		Name: "large conflict", Large: true, Work: []Work{transfer(shard.WaitDecided, lock.X, yes, yes), transfer(shard.WaitCompleted, lock.X, yes, yes)},
 		MaxAppendsInFlight: 3, Crashes: 1, Deadlines: 1,
-	}, 105800},
+	}, 110728},
 	{Config{
 		Name: "large conflict one-phase", Large: true, Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yes}}}, single(0, yes)},
 		MaxAppendsInFlight: 3, Depose: 1, Late: 1, Deadlines: 1,
-	}, 43962},
+	}, 45434},
 }
 
 // A replay makes much garbage and keeps nothing.
