@@ -27,7 +27,8 @@ type benchCmd struct {
 	Nodes        int           `default:"1" help:"Nodes of the coordinator; clients go to the leader of a transaction's home."`
 	Shards       int           `default:"1" help:"Shards of the coordinator."`
 	Scaling      bool          `help:"Measure how the cost of a transaction grows with nodes, shards, services and open transactions, in about eight minutes. Of the settings above, none applies."`
-	Tables       string        `placeholder:"TEXT" help:"With --scaling: only the tables whose name contains this (shards, services, open, 3 nodes)."`
+	Contention   bool          `help:"Measure transactions that get in each other's way - hot keys, long readers, reads that become writes - in about two and a half minutes. Of the settings above, --concurrency, --shards, --nodes and --duration (of each workload) apply."`
+	Tables       string        `placeholder:"TEXT" help:"With --scaling: only the tables whose name contains this (shards, services, open, 3 nodes); with --contention: only such workloads (zipf, hot, reader, once, steps)."`
 	Participants string        `enum:"http,postgres,postgres-agents" default:"http" help:"Who takes part: http (services that answer at once), postgres (databases behind agents in the coordinator's process) or postgres-agents (each agent in a process of its own). With databases the floor is a loop that does the same by hand."`
 	DSN          []string      `name:"dsn" placeholder:"DSN" help:"A PostgreSQL database to move money between, once for each participant. The schema assent_bench is made there anew."`
 	URL          string        `help:"Aim at a running coordinator instead of starting one. It must reach this machine's loopback addresses."`
@@ -74,6 +75,15 @@ func (c *benchCmd) Run() error {
 			return errors.Join(err, printJSON(scaling))
 		}
 		scaling.Print(os.Stdout)
+		return err
+	}
+	if c.Contention {
+		cfg := bench.Config{Binary: self, Dir: c.Dir, Nodes: c.Nodes, Shards: c.Shards, Concurrency: max(c.Concurrency, 1), Duration: c.Duration}
+		contention, err := bench.RunContention(ctx, cfg, c.Tables, os.Stderr)
+		if c.Output == "json" {
+			return errors.Join(err, printJSON(contention))
+		}
+		contention.Print(os.Stdout)
 		return err
 	}
 	switch {

@@ -77,7 +77,7 @@ var Table = map[string]Package{
 	"internal/pgtest":    {Ring: Edge},
 	"internal/serveproc": {Ring: Edge, Imports: []string{"internal/txnid"}},
 	"internal/e2e":       {Ring: Edge, Imports: []string{".", "internal/check", "internal/check/linear", "internal/check/replay", "internal/ledger", "internal/serveproc", "internal/bench", "internal/pgtest"}},
-	"internal/bench":     {Ring: Edge, Imports: []string{"internal/replog", "internal/serveproc", "internal/txnid"}},
+	"internal/bench":     {Ring: Edge, Imports: []string{".", "internal/contention", "internal/replog", "internal/serveproc", "internal/txnid"}},
 
 	"cmd/assent":      {Ring: Edge, Imports: []string{"..."}},
 	"scripts/openapi": {Ring: Quiet},

@@ -107,7 +107,7 @@ func Run(ctx context.Context, cfg Config, progress io.Writer) (*Report, error) {
 	if len(cfg.DSNs) > 0 {
 		b.work = &postgresWorkload{cfg: cfg}
 	} else {
-		b.work = &httpWorkload{cfg: cfg}
+		b.work = &httpWorkload{cfg: cfg, path: "/assent"}
 	}
 	defer b.work.stop()
 	flags, err := b.work.before(ctx, dir)

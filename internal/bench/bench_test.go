@@ -154,3 +154,22 @@ func TestScalingTables(t *testing.T) {
 		t.Errorf("printed:\n%s", out.String())
 	}
 }
+
+// A workload that is not there is told before anything is started.
+func TestNoSuchWorkload(t *testing.T) {
+	if _, err := RunContention(t.Context(), Config{}, "nobody", io.Discard); err == nil || !strings.Contains(err.Error(), "nobody") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestContentionPrints: the figures stand where their names are.
+func TestContentionPrints(t *testing.T) {
+	var out strings.Builder
+	c := Contention{Clients: 4, Shards: 1, Rows: []*ContentionRow{{Workload: "reader/once", RatioToAlone: 0.25, P999: 9.5, Readers: 3, ReaderLongest: 150}}}
+	c.Print(&out)
+	for _, want := range []string{"reader/once", "0.25", "9.5", "3 commits", "longest 150 ms"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+}

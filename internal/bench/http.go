@@ -14,6 +14,7 @@ import (
 // floor is the bare calls and the bare appends that a transaction needs.
 type httpWorkload struct {
 	cfg   Config
+	path  string // of the participants, see there
 	parts *participants
 	log   *floorLog
 }
@@ -28,7 +29,7 @@ func (w *httpWorkload) start(ctx context.Context, b *run) (err error) {
 		return err
 	}
 	for i := range w.cfg.Branches { // each a service of its own
-		if err := b.register(ctx, service(i), w.parts.url+"/assent", 1024); err != nil {
+		if err := b.register(ctx, service(i), w.parts.url+w.path, 1024); err != nil {
 			return err
 		}
 	}

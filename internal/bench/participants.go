@@ -22,11 +22,18 @@ import (
 // what each branch was asked. It runs in a process of its own.
 //
 //	POST /assent  a participant call       POST /bare  the same body, answered without counting
+//	POST /contended  likewise, and a prepare of holdPayload takes holdTime
 //	POST /hold    never answered           GET /audit  Audit as JSON
 //	POST /reset   forgets all counts
 type Participants struct {
 	stripes [64]stripe
 }
+
+const (
+	contendedPath = "/contended"
+	holdPayload   = "hold"
+	holdTime      = 100 * time.Millisecond
+)
 
 type stripe struct {
 	mu   sync.Mutex
@@ -67,7 +74,7 @@ var yes, done = []byte(`{"vote":"yes"}`), []byte(`{}`)
 // ServeHTTP implements http.Handler.
 func (p *Participants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
-	case "/assent", "/bare":
+	case "/assent", contendedPath, "/bare":
 		buf := bodies.Get().(*bytes.Buffer)
 		defer bodies.Put(buf)
 		buf.Reset()
@@ -76,7 +83,10 @@ func (p *Participants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		answer := yes
-		if r.URL.Path == "/assent" {
+		if r.URL.Path != "/bare" {
+			if r.URL.Path == contendedPath && bytes.Contains(buf.Bytes(), []byte(`"`+holdPayload+`"`)) {
+				time.Sleep(holdTime) // a commit carries no payload
+			}
 			var ok bool
 			if answer, ok = p.count(r.Header.Get("Idempotency-Key")); !ok {
 				http.Error(w, "no idempotency key of the form transaction/branch/phase", http.StatusBadRequest)

@@ -49,13 +49,9 @@ func (u use) perTxn(n int) use {
 func (b *run) usage(ctx context.Context) (use, error) {
 	var u use
 	for i, url := range b.coord.urls {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/metrics", nil)
+		text, err := b.metrics(ctx, url)
 		if err != nil {
 			return use{}, err
-		}
-		status, text, err := b.do(req, nil)
-		if err != nil || status != http.StatusOK {
-			return use{}, fmt.Errorf("read the coordinator's metrics: status %d: %w", status, err)
 		}
 		of := use{
 			appends: metric(text, "assent_log_appends_total"), bytes: metric(text, "assent_log_appended_bytes_total"),
@@ -79,6 +75,22 @@ func (b *run) usage(ctx context.Context) (use, error) {
 	}
 	u.clientUs = float64(self.Utime.Nano()+self.Stime.Nano()) / 1000
 	return u, nil
+}
+
+// metrics reads a node's meters.
+func (b *run) metrics(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	status, text, err := b.do(req, nil)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("status %d", status)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the coordinator's metrics: %w", err)
+	}
+	return text, nil
 }
 
 // metric is the value of a series without labels; 0 if it is not there.

@@ -39,6 +39,32 @@ func TestBench(t *testing.T) {
 	}
 }
 
+// TestBenchContention: transactions that get in each other's way are all committed once,
+// over several shards too, and whoever gives way is counted.
+func TestBenchContention(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, must(t, released), "bench", "--contention", "--concurrency", "8", "--shards", "2", "--duration", "800ms", "--output", "json")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var c bench.Contention
+	if err := json.Unmarshal(out, &c); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	aborts := 0.0
+	for _, r := range c.Rows {
+		aborts += r.AbortsPerTxn
+		if r.Transactions == 0 || r.RatioToAlone <= 0 || r.P50 <= 0 || r.P999 < r.P99 || r.LongestOverMean < 1 || r.Readers > 0 != strings.HasPrefix(r.Workload, "reader/") {
+			t.Errorf("%+v", r)
+		}
+	}
+	if len(c.Rows) != 7 || aborts == 0 {
+		t.Errorf("%d workloads, %v aborts a commit in all: %s", len(c.Rows), aborts, out)
+	}
+}
+
 // TestBenchPostgres: money moves between two databases, behind agents and by hand,
 // and the audit agrees.
 func TestBenchPostgres(t *testing.T) {
