@@ -33,6 +33,16 @@ func (m Mode) String() string {
 	return [modes]string{"IS", "IX", "S", "SIX", "X", "U"}[m]
 }
 
+// ParseMode is the mode that String names, and false if there is none.
+func ParseMode(name string) (Mode, bool) {
+	for m := range Mode(modes) {
+		if m.String() == name {
+			return m, true
+		}
+	}
+	return 0, false
+}
+
 // bit is the mode as a set of one; sets of modes are or-ed bits.
 func (m Mode) bit() uint8 { return 1 << m }
 

@@ -31,6 +31,9 @@ const (
 	Update // read now, will write: excludes other updates, becomes exclusive later
 )
 
+// WholeService is the key that stands for a service itself.
+const WholeService = "/"
+
 // DeclaredLock is a key an operation uses, relative to its service.
 type DeclaredLock struct {
 	Key  string

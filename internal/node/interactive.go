@@ -35,6 +35,10 @@ func (n *Node) Begin(ctx context.Context, b Beginning) (Transaction, error) {
 		if c.RetryOf == c.ID {
 			return Transaction{}, reason.New(reason.InvalidField, "make a new id for the retry, and name the aborted transaction in retry_of", "retry_of is the transaction itself")
 		}
+		if c.RetryOf.Shard(n.cfg.Shards) != c.ID.Shard(n.cfg.Shards) {
+			return Transaction{}, reason.New(reason.InvalidField, "leave the id out, or take the three digits behind the version's 7 from the id in retry_of",
+				"retry_of has its home at another shard than the id, and that does not know its age")
+		}
 	}
 	c.Digest = digestOf(func(text func([]byte), count func(uint64)) {
 		text([]byte("begin"))
@@ -43,7 +47,7 @@ func (n *Node) Begin(ctx context.Context, b Beginning) (Transaction, error) {
 		text([]byte(b.RetryOf))
 	})
 	token := shard.Token(n.tokens.Add(1))
-	ev := &shard.Submit{Token: token, ID: c.ID, Digest: c.Digest, Begin: txn.AppendOpen(nil, &c), Wait: shard.WaitNone}
+	ev := &shard.Submit{Token: token, ID: c.ID, Digest: c.Digest, Begin: txn.AppendOpen(nil, &c), Wait: shard.WaitNone, RetryOf: c.RetryOf}
 	rep := n.home(c.ID).do(ctx, token, ev, &shard.Cancel{ID: c.ID})
 	return n.result(&rep)
 }
@@ -203,7 +207,7 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 			return nil, err
 		}
 		if op.Now && v.ExecuteURL == "" {
-			return nil, reason.New(reason.CannotExecute, `register the service with endpoints.execute, or leave "when" out: the operation then runs with prepare`,
+			return nil, reason.New(reason.CannotExecute, `register the service with the URL http.execute, or leave "when" out: the operation then runs with prepare`,
 				"service %q executes nothing before prepare", v.Name)
 		}
 		at := -1

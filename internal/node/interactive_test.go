@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -536,6 +537,8 @@ func TestModes(t *testing.T) {
 		{[]node.DeclaredLock{{Key: "k"}}, "a:IX a/k:X"},
 		{[]node.DeclaredLock{{Key: "k", Mode: node.Update}}, "a:IX a/k:U"},
 		{[]node.DeclaredLock{{Key: "k", Mode: node.Shared}}, "a:IS a/k:S"},
+		{[]node.DeclaredLock{{Key: node.WholeService, Mode: node.Shared}}, "a:S"},
+		{[]node.DeclaredLock{{Key: node.WholeService, Mode: node.Update}, {Key: "k"}}, "a:SIX a/k:X"},
 	} {
 		tx := s.begin(node.Beginning{})
 		op := listOp("a", "append", "k", 1, node.Exclusive, false)
@@ -557,5 +560,88 @@ func TestModes(t *testing.T) {
 		if _, err := s.node.Rollback(t.Context(), tx.ID); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestInteractiveRetryOf: what is committed is not tried again, nor what has no age to
+// keep, nor where nobody can know it.
+func TestInteractiveRetryOf(t *testing.T) {
+	s := startShards(t, testShards, nil)
+	f := newFake(t, "f")
+	s.register(f, nil)
+	work := node.Operation{Service: "f", Payload: []byte(`1`)}
+	at := func(home uint32) string { return idAt(home) }
+	done := s.begin(node.Beginning{ID: at(1)})
+	s.step(done.ID, 1, node.StepOperation{Operation: work})
+	if r, err := s.node.Commit(t.Context(), done.ID, node.WaitCompleted); err != nil || r.State != "committed" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	whole, err := s.node.Submit(t.Context(), node.Submission{ID: at(1), Operations: []node.Operation{work}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := s.begin(node.Beginning{ID: at(1)})
+	if _, err := s.node.Rollback(t.Context(), open.ID); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		b    node.Beginning
+		want reason.Code
+	}{
+		"a committed one":     {node.Beginning{ID: at(1), RetryOf: done.ID}, reason.AlreadyCommitted},
+		"a submission":        {node.Beginning{ID: at(1), RetryOf: whole.ID}, reason.NotInteractive},
+		"one of another home": {node.Beginning{ID: at(2), RetryOf: open.ID}, reason.InvalidField},
+	} {
+		if r, err := s.node.Begin(t.Context(), c.b); code(err) != c.want {
+			t.Errorf("retry of %s: %+v, %v; want %s", name, r, err, c.want)
+		}
+		if r, err := s.node.Rollback(t.Context(), c.b.ID); err != nil || r.Age != (time.Time{}) {
+			t.Errorf("retry of %s has begun: %+v, %v", name, r, err)
+		}
+	}
+	retry := node.Beginning{ID: at(1), RetryOf: open.ID}
+	first := s.begin(retry)
+	if !first.Age.Equal(open.Age) {
+		t.Errorf("the retry is of %v, the first try was of %v", first.Age, open.Age)
+	}
+	if again := s.begin(retry); !again.Replayed {
+		t.Errorf("the same begin again: %+v", again)
+	}
+}
+
+// TestInteractiveCommitOfWhatRuns: a commit waits for what is to run at once, whoever
+// listens for it, and a timeout meanwhile says who was waited for.
+func TestInteractiveCommitOfWhatRuns(t *testing.T) {
+	s := start(t, nil)
+	f := newFake(t, "f")
+	f.answer = func(phase string) (int, string) {
+		if phase == "execute" {
+			return 500, "the disk is full"
+		}
+		return 200, `{"vote":"yes"}`
+	}
+	s.register(f, func(spec *node.ServiceSpec) { spec.ExecuteURL = f.srv.URL + "/execute" })
+	tx := s.begin(node.Beginning{Timeout: time.Second})
+	ctx, cancel := context.WithCancel(t.Context())
+	var asks sync.WaitGroup
+	asks.Go(func() {
+		_, _ = s.node.Enlist(ctx, tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{{Operation: node.Operation{Service: "f", Payload: []byte(`1`)}, Now: true}}})
+	})
+	s.eventually("it was asked to execute", func() bool { return f.count("execute") > 0 })
+	cancel()
+	asks.Wait()
+	if r, err := s.node.Commit(t.Context(), tx.ID, node.WaitDefault); code(err) != reason.StepPending {
+		t.Errorf("commit while it executes: %+v, %v", r, err)
+	}
+	s.eventually("it is timed out", func() bool {
+		r, err := s.node.Transaction(t.Context(), tx.ID)
+		return err == nil && r.Abort != nil
+	})
+	r, err := s.node.Transaction(t.Context(), tx.ID)
+	if err != nil || r.Abort.Reason != reason.Timeout || r.Abort.Service != "f" || !strings.Contains(r.Abort.Message, "no result from f") || !strings.Contains(r.Abort.Message, "500") {
+		t.Errorf("%+v, %v", r.Abort, err)
+	}
+	if n := f.count("prepare"); n > 0 {
+		t.Errorf("%d prepares", n)
 	}
 }

@@ -173,3 +173,64 @@ func TestVictimsCounted(t *testing.T) {
 		})
 	}
 }
+
+// TestDeadlockOfTwoTables: a cycle of two transactions over the tables of two shards is
+// told as one, wherever their homes are.
+func TestDeadlockOfTwoTables(t *testing.T) {
+	o := startObserved(t, testShards)
+	// Two services with different lock shards.
+	names := []string{"a"}
+	for i := 0; len(names) < 2; i++ {
+		if name := fmt.Sprintf("b%d", i); txn.LockShard(name, "k", 1, testShards) != txn.LockShard("a", "k", 1, testShards) {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		o.addLedger(t.TempDir(), name)
+	}
+	cycles := 0.0
+	for elders := range uint32(testShards) {
+		for youngers := range uint32(testShards) {
+			elder := o.begin(node.Beginning{ID: idAt(elders)})
+			younger := o.begin(node.Beginning{ID: idAt(youngers)})
+			for !elder.Age.Before(younger.Age) {
+				time.Sleep(time.Millisecond)
+				younger = o.begin(node.Beginning{ID: idAt(youngers)})
+			}
+			op := func(service string) node.StepOperation { return listOp(service, "append", "k", 1, node.Exclusive, false) }
+			o.step(elder.ID, 1, op(names[0]))
+			o.step(younger.ID, 1, op(names[1]))
+			var waits sync.WaitGroup
+			var r node.Transaction
+			waits.Go(func() { r = o.step(younger.ID, 2, op(names[0])) })
+			o.eventually("its home knows that the younger waits", func() bool {
+				r, err := o.node.Transaction(t.Context(), younger.ID)
+				return err == nil && r.WaitsFor != nil && len(r.WaitsFor.For) == 1
+			})
+			if r := o.step(elder.ID, 2, op(names[1])); r.State != "active" {
+				t.Errorf("homes %d, %d: the elder: %+v", elders, youngers, r)
+			}
+			waits.Wait()
+			// The shard where the elder waits may be the younger's home: there the record that
+			// makes it give way knows of that one wait alone.
+			want := reason.Deadlock
+			if txn.LockShard(names[1], "k", 1, testShards) == youngers {
+				want = reason.Wounded
+			}
+			if r.Abort == nil || r.Abort.Reason != want || !strings.Contains(r.Abort.Message, elder.ID) {
+				t.Errorf("homes %d, %d: the younger: %+v, want %s", elders, youngers, r.Abort, want)
+			}
+			found, err := o.node.Deadlocks(t.Context())
+			if err != nil || len(found) == 0 || found[0].Victim != younger.ID || found[0].Restarted || len(found[0].Cycle) != 2 ||
+				found[0].Cycle[0] != (node.CycleWait{Transaction: elder.ID, Service: names[1], Key: "k", Mode: "X", WaitsFor: younger.ID}) ||
+				found[0].Cycle[1] != (node.CycleWait{Transaction: younger.ID, Service: names[0], Key: "k", Mode: "X", WaitsFor: elder.ID}) {
+				t.Errorf("homes %d, %d: deadlocks: %+v, %v", elders, youngers, found, err)
+			}
+			cycles++
+			o.meters("after the cycle", map[string]float64{"deadlocks_total": cycles, "wounds_total": 0, "needless_victims_total": 0})
+			if _, err := o.node.Rollback(t.Context(), elder.ID); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}

@@ -198,7 +198,11 @@ func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service, at place) (
 	}
 	for i := range op.Locks {
 		l := &op.Locks[i]
-		if err := lock.CheckKey(l.Key); err != nil {
+		key := v.Name
+		if l.Key != WholeService {
+			key += "/" + l.Key
+		}
+		if err := lock.CheckKey(l.Key); err != nil && l.Key != WholeService {
 			return dst, reason.New(reason.InvalidKey, "segments separated by '/', UTF-8 in NFC, at most 256 bytes and 16 segments", "lock key %q: %v", l.Key, err)
 		}
 		mode := lock.X
@@ -209,7 +213,7 @@ func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service, at place) (
 			mode = lock.U
 		case Exclusive:
 		}
-		dst = append(dst, lock.Need{Key: v.Name + "/" + l.Key, Mode: mode})
+		dst = append(dst, lock.Need{Key: key, Mode: mode})
 	}
 	return dst, nil
 }

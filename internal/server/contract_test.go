@@ -160,7 +160,7 @@ func TestBadInput(t *testing.T) {
 		{"step without operations", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1}`, 400, "EMPTY_OPERATIONS", "operations"},
 		{"step at a bad time", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,"operations":[{"service":"a","payload":1,"when":"later"}]}`, 400, "INVALID_FIELD", "operations[0].when"},
 		{"step at a bad service", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,"operations":[{"service":"A","payload":1}]}`, 400, "INVALID_SERVICE", "operations[0].service"},
-		{"step with a bad lock", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,"operations":[{"service":"a","payload":1}],"locks":[{"service":"a","key":"/"}]}`, 400, "INVALID_KEY", "locks[0].key"},
+		{"step with a bad lock", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,"operations":[{"service":"a","payload":1}],"locks":[{"service":"a","key":"//"}]}`, 400, "INVALID_KEY", "locks[0].key"},
 		{"step with too many operations", "POST", "/v1/transactions/" + someID + "/operations", `{"step":1,` + manyOps[1:], 400, "TOO_MANY_OPERATIONS", "operations"},
 		{"step of an unknown transaction", "POST", "/v1/transactions/" + otherID + "/operations", `{"step":1,"operations":[{"service":"a","payload":1}]}`, 404, "NOT_FOUND", ""},
 		{"no locks", "POST", "/v1/transactions/" + someID + "/locks", `{"step":1}`, 400, "EMPTY_OPERATIONS", "locks"},
@@ -177,6 +177,8 @@ func TestBadInput(t *testing.T) {
 		{"locks of a key alone", "GET", "/v1/locks?key=k", ``, 400, "INVALID_FIELD", "key"},
 		{"locks of a bad key", "GET", "/v1/locks?service=a&key=/", ``, 400, "INVALID_KEY", "key"},
 		{"locks waited for or not", "GET", "/v1/locks?waited=perhaps", ``, 400, "INVALID_FIELD", "waited"},
+		{"locks of a page of nothing", "GET", "/v1/locks?page_token=!!", ``, 400, "INVALID_FIELD", "page_token"},
+		{"locks of a page of no key", "GET", "/v1/locks?page_token=a/", ``, 400, "INVALID_FIELD", "page_token"},
 		{"locks on a page of no size", "GET", "/v1/locks?page_size=0", ``, 400, "INVALID_FIELD", "page_size"},
 		{"deadlocks of one service", "GET", "/v1/deadlocks?service=a", ``, 400, "UNKNOWN_FIELD", "service"},
 

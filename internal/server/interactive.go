@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -262,9 +263,9 @@ func nameStep(s *node.Step, number uint32, key *string) error {
 
 // declaredLock checks a key and its mode; at names the field that holds them.
 func declaredLock(b LockBody, at string) (node.DeclaredLock, error) {
-	if err := lock.CheckKey(b.Key); err != nil {
+	if err := lock.CheckKey(b.Key); err != nil && b.Key != node.WholeService {
 		return node.DeclaredLock{}, inField(reason.New(reason.InvalidKey,
-			"segments divided by '/', UTF-8 in NFC without control characters, no empty, '.' or '..' segment, at most 256 bytes and 16 segments; a range is locked by the segment above it",
+			"segments divided by '/', UTF-8 in NFC without control characters, no empty, '.' or '..' segment, at most 256 bytes and 16 segments; a range is locked by the segment above it, and \"/\" is the whole service",
 			"%v", err), at+".key")
 	}
 	d := node.DeclaredLock{Key: b.Key}
@@ -297,6 +298,16 @@ func (l *Limits) lockQuery(q *node.LockQuery) error {
 	}
 	if q.PageSize < 0 || q.PageSize > l.MaxPageSize {
 		return inField(reason.New(reason.InvalidField, "1 to "+strconv.Itoa(l.MaxPageSize), "%d is out of range", q.PageSize), "page_size")
+	}
+	if q.PageToken != "" { // the last key of the previous page
+		service, key, below := strings.Cut(q.PageToken, "/")
+		err := checkServiceName(service)
+		if err == nil && below {
+			err = lock.CheckKey(key)
+		}
+		if err != nil {
+			return inField(reason.New(reason.InvalidField, "use next_page_token of the previous page", "page_token %.40q is not one of this list", q.PageToken), "page_token")
+		}
 	}
 	return nil
 }

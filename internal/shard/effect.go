@@ -85,7 +85,12 @@ func (s *Shard) effect(e *txn.Effect) {
 			delete(s.foreign.cycles, e.ID)
 			break
 		}
-		s.wounded(e.ID, txn.DescribeWound(e.Cycle[0]), e.Waiting)
+		text := txn.DescribeWound(e.Cycle[0])
+		if r := s.runs[e.ID]; r != nil {
+			s.gaveWay(r, e.Cycle[0], text, e.Waiting)
+		} else {
+			s.wounded(e.ID, text, e.Waiting)
+		}
 	case txn.EffectCycle:
 		s.foreign.cycles[e.ID] = txn.DescribeCycle(e.Cycle)
 		s.deadlock(e)

@@ -39,6 +39,8 @@ type Submit struct {
 	Begin  []byte
 	Locks  []lock.Need // those of Begin
 	Wait   WaitMode
+
+	RetryOf txnid.ID // of an interactive one; zero: none
 }
 
 // Enlist asks for a step of an interactive transaction. Enlist is the encoded

@@ -3,6 +3,7 @@ package shard
 import (
 	"strconv"
 
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
@@ -178,6 +179,9 @@ func (s *Shard) message(m *Message) {
 	}
 }
 
+// maxBehind is how many of those in the way of a request are told.
+const maxBehind = 8
+
 // ---- the home's side
 
 // askAll asks for all parts of a transaction that are not granted.
@@ -267,15 +271,27 @@ func (s *Shard) askedToGiveWay(m *Message) {
 	case t.Interactive && m.Waiting:
 		s.proposeAbort(r, txn.AbortCmd{Reason: reason.Deadlock, Message: m.Text})
 	case t.Interactive: // whatever it has asked for since
-		s.wounded(t.ID, m.Text, t.WaitsForLocks())
-		s.proposeAbort(r, txn.AbortCmd{Reason: reason.Wounded, Message: m.Text, Service: m.Service})
+		c := txn.AbortCmd{Reason: reason.Wounded, Message: m.Text, Service: m.Service}
+		if cycle := s.gaveWay(r, m.wound(), m.Text, t.WaitsForLocks()); cycle != nil {
+			c.Reason, c.Message = reason.Deadlock, txn.DescribeCycle(cycle)
+		}
+		s.proposeAbort(r, c)
 	case f.Request == m.Request:
 		if p := r.part(m.From); p.yielded != m.Request {
 			p.yielded = m.Request
-			s.wounded(t.ID, m.Text, true)
+			s.gaveWay(r, m.wound(), m.Text, true)
 			s.command(txn.AppendYield(s.openEntry(), txn.Yield{ID: m.ID, Shard: m.From, Request: m.Request}))
 		}
 	}
+}
+
+// wound is the wait of an elder that a request to give way tells.
+func (m *Message) wound() lock.Wait {
+	w := lock.Wait{Key: m.Key, For: m.ID}
+	if mode, ok := lock.ParseMode(m.Mode); ok && len(m.Behind) == 1 {
+		w.Owner, w.Mode = m.Behind[0], mode
+	}
+	return w
 }
 
 // releaseReady gives back what the decision and the acknowledgements allow: the keys of
@@ -373,7 +389,7 @@ func (s *Shard) tellClaim(id txnid.ID, request uint32) {
 		s.send(Message{Kind: MessageGranted, To: home, ID: id, Request: request, Token: c.Token})
 		return
 	}
-	if need, behind, waits := s.st.Waiting(id, 8); waits {
+	if need, behind, waits := s.st.Waiting(id, maxBehind); waits {
 		s.send(Message{Kind: MessageBlocked, To: home, ID: id, Request: request, Key: need.Key, Mode: need.Mode.String(), Behind: behind})
 	}
 }
@@ -400,6 +416,7 @@ func (s *Shard) giveWay(id txnid.ID) {
 	m := Message{Kind: MessageGiveWay, To: id.Shard(s.cfg.Shards), ID: id, Request: c.Request, Text: text}
 	if w, ok := s.st.WoundOf(id); ok {
 		m.Text, m.Service = txn.DescribeWound(w), serviceOf(w.Key)
+		m.Key, m.Mode, m.Behind = w.Key, w.Mode.String(), []txnid.ID{w.Owner}
 	}
 	if cycle, in := s.foreign.cycles[id]; in {
 		m.Text, m.Waiting = cycle, true
@@ -445,7 +462,7 @@ func (s *Shard) look(id txnid.ID) {
 	if mutant.On("foreign-never-inquires") {
 		return
 	}
-	_, behind, waits := s.st.Waiting(id, 8)
+	_, behind, waits := s.st.Waiting(id, maxBehind)
 	if !waits {
 		return
 	}

@@ -17,7 +17,7 @@ const (
 	MessageRefused                         // lock shard: Request cannot be taken; Text
 	MessageRelease                         // home: Service, or what it waits for, or else all
 	MessageReleased                        // lock shard: that is done
-	MessageGiveWay                         // lock shard: an elder waits for what Request got; Text; Waiting: it is the youngest of a cycle there
+	MessageGiveWay                         // lock shard: an elder, Behind, waits in Mode for Key, which Request got; Text; Waiting: it is the youngest of a cycle there
 	MessageInquire                         // lock shard: is it over?
 	MessageDrain                           // registry: take no more of Service's Generation
 	MessageDrained                         // to the registry: done, and Open transactions are left

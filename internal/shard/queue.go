@@ -237,7 +237,11 @@ func (s *Shard) timedOut(r *run) {
 		return
 	}
 	if t.Status == txn.Active && t.Interactive && !t.StepPending {
-		s.proposeAbort(r, txn.AbortCmd{Reason: reason.Timeout, Message: "commit was not asked for within the transaction's timeout"})
+		c := txn.AbortCmd{Reason: reason.Timeout, Message: "commit was not asked for within the transaction's timeout"}
+		if i := r.executing(); i >= 0 {
+			r.blame(&c, i, "no result from ")
+		}
+		s.proposeAbort(r, c)
 		return
 	}
 	if t.Status == txn.Active {
@@ -249,16 +253,21 @@ func (s *Shard) timedOut(r *run) {
 	}
 	c := txn.AbortCmd{Reason: reason.Timeout, Message: "not every participant voted within the transaction's timeout"}
 	for i := range r.branches {
-		if b := &r.branches[i]; b.vote == Indefinite {
-			c.Service = t.Branches[i].Service
-			c.Message = "no vote from " + c.Service
-			if b.lastError != "" {
-				c.Message += ": " + b.lastError
-			}
+		if r.branches[i].vote == Indefinite {
+			r.blame(&c, i, "no vote from ")
 			break
 		}
 	}
 	s.proposeAbort(r, c)
+}
+
+// blame says in an abort what a branch did not answer.
+func (r *run) blame(c *txn.AbortCmd, i int, what string) {
+	c.Service = r.t.Branches[i].Service
+	c.Message = what + c.Service
+	if why := r.branches[i].lastError; why != "" {
+		c.Message += ": " + why
+	}
 }
 
 // lockTimedOut aborts a transaction that has waited for its locks too long: for its

@@ -94,6 +94,9 @@ func (s *Shard) submit(ev *Submit) {
 		if err = s.tooNew(ev.Begin); err == nil {
 			err = s.fullQueue(ev.Locks)
 		}
+		if err == nil {
+			err = s.notRetried(ev.RetryOf)
+		}
 	}
 	if err != nil {
 		s.refuse(ev.Token, err)
@@ -102,6 +105,19 @@ func (s *Shard) submit(ev *Submit) {
 	s.proposed[ev.ID] = struct{}{}
 	s.wait(ev.ID, w)
 	s.command(append(s.openEntry(), ev.Begin...))
+}
+
+// notRetried refuses to try again what cannot be: what is committed would be done twice.
+// Only what never changes is looked at, since this leader may have been deposed.
+func (s *Shard) notRetried(id txnid.ID) *reason.Error {
+	switch t := s.st.Get(id); {
+	case t == nil || t.NeverBegun:
+	case !t.Interactive:
+		return reason.New(reason.NotInteractive, "leave retry_of out: it keeps the age of transactions begun with POST /v1/transactions:begin", "transaction %s, which retry_of names, was submitted as a whole", id)
+	case t.Status.Decided() && t.Abort == nil:
+		return reason.New(reason.AlreadyCommitted, "there is nothing to try again", "transaction %s, which retry_of names, is committed", id)
+	}
+	return nil
 }
 
 // fullQueue refuses new work that the log or the queue of a key has no room for.

@@ -2,8 +2,10 @@ package shard
 
 import (
 	"crypto/sha256"
+	"slices"
 	"strconv"
 
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
@@ -200,7 +202,7 @@ func (s *Shard) sealTxn(ev *Seal) {
 	case t != nil:
 		r := s.runs[ev.ID]
 		r.touchedUs = s.now.MonoUs
-		if t.StepPending || len(r.held) > 0 || len(s.steps[ev.ID]) > 0 || r.waitsForStep() {
+		if t.StepPending || len(r.held) > 0 || len(s.steps[ev.ID]) > 0 || r.waitsForStep() || r.executing() >= 0 {
 			s.refuse(ev.Token, stepRefusal(reason.StepPending, ev.ID, 0, ""))
 			return
 		}
@@ -217,6 +219,18 @@ func (r *run) waitsForStep() bool {
 		}
 	}
 	return false
+}
+
+// executing is a branch that has not executed what it was asked for, whether or not
+// somebody still waits for that; below zero: there is none. What an earlier leader asked
+// for does not count: its answer may have been told, and prepare finds out what is lost.
+func (r *run) executing() int {
+	for i := range r.branches {
+		if b := &r.branches[i]; max(b.executed, b.inherited) < r.t.GrantedOps(i) {
+			return i
+		}
+	}
+	return -1
 }
 
 // commitAsked: SEAL is applied.
@@ -385,16 +399,51 @@ func (s *Shard) lookIdle(r *run) {
 	s.proposeAbort(r, txn.AbortCmd{Reason: reason.IdleTimeout, Message: "nothing was heard of the client for " + strconv.FormatUint(uint64(r.t.IdleMs), 10) + " ms"})
 }
 
-// deadlock tells of a cycle that the machine has broken.
+// deadlock tells of a cycle in this shard's table that the machine has broken.
 func (s *Shard) deadlock(e *txn.Effect) {
-	s.notice(Notice{Kind: NoticeDeadlock, ID: e.ID, N: len(e.Cycle), Text: txn.DescribeCycle(e.Cycle)})
-	d := Deadlock{AtMs: s.st.NowMs(), Victim: e.ID, Restarted: e.Txn != nil && !e.Txn.Interactive, Cycle: e.Cycle}
+	restarted := e.Txn != nil && !e.Txn.Interactive
 	if c := s.st.ForeignClaim(e.ID); c != nil {
-		d.Restarted = c.Whole
+		restarted = c.Whole
 	}
+	s.brokeCycle(e.ID, restarted, e.Cycle)
+}
+
+// brokeCycle tells of a cycle of waiting of which one has given way.
+func (s *Shard) brokeCycle(victim txnid.ID, restarted bool, cycle []lock.Wait) {
+	s.notice(Notice{Kind: NoticeDeadlock, ID: victim, N: len(cycle), Text: txn.DescribeCycle(cycle)})
+	d := Deadlock{AtMs: s.st.NowMs(), Victim: victim, Restarted: restarted, Cycle: cycle}
 	if s.deadlocks = append(s.deadlocks, d); len(s.deadlocks) > maxDeadlocks {
 		s.deadlocks = append(s.deadlocks[:0:0], s.deadlocks[1:]...)
 	}
+}
+
+// cycleOfTwo is the cycle that an elder's wait closes, where the younger is known to wait
+// behind that elder at some other shard; nil if it is not. Longer cycles over several
+// shards are known to nobody: whoever gives way there is told the one wait that counts.
+func (s *Shard) cycleOfTwo(r *run, w lock.Wait) []lock.Wait {
+	if need, behind, waits := s.st.Waiting(r.t.ID, maxBehind); waits && slices.Contains(behind, w.Owner) {
+		return []lock.Wait{w, {Owner: r.t.ID, Key: need.Key, Mode: need.Mode, For: w.Owner}}
+	}
+	for _, f := range r.t.Foreign { // in order of shards
+		if p := r.parts[f.Shard]; p != nil && p.key != "" && slices.Contains(p.behind, w.Owner) {
+			if mode, ok := lock.ParseMode(p.mode); ok {
+				return []lock.Wait{w, {Owner: r.t.ID, Key: p.key, Mode: mode, For: w.Owner}}
+			}
+		}
+	}
+	return nil
+}
+
+// gaveWay tells of a transaction that gives way to an elder, and returns the cycle that it
+// stood in if that is known.
+func (s *Shard) gaveWay(r *run, w lock.Wait, text string, waiting bool) []lock.Wait {
+	cycle := s.cycleOfTwo(r, w)
+	if cycle != nil {
+		s.brokeCycle(r.t.ID, !r.t.Interactive, cycle)
+	} else {
+		s.wounded(r.t.ID, text, waiting)
+	}
+	return cycle
 }
 
 // wounded tells of a transaction that gave way to an elder. It was in vain if it stood in
