@@ -405,3 +405,79 @@ func TestHeartbeats(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRunUnansweredStep: what a function was told has failed is not committed behind its
+// back, though it goes on as if nothing had been.
+func TestRunUnansweredStep(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	var id string
+	holds, release := make(chan struct{}), make(chan struct{})
+	var holder sync.WaitGroup
+	holder.Go(func() {
+		if err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+			if err := tx.Lock(ctx, assent.Exclusive("accounts/1").Of("bank-a")); err != nil {
+				return err
+			}
+			close(holds)
+			<-release
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	<-holds
+	err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+		id = tx.ID()
+		if err := tx.Defer(ctx, "bank-b", posting("s", 2, 5), assent.Exclusive("accounts/2")); err != nil {
+			return err
+		}
+		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		if err := tx.Defer(short, "bank-a", posting("s", 1, -5), assent.Exclusive("accounts/1")); err == nil {
+			t.Error("a lock that another has")
+		}
+		return nil // it is busy: leave it out
+	})
+	close(release)
+	holder.Wait()
+	var unknown *assent.UnknownOutcomeError
+	if !errors.Is(err, context.DeadlineExceeded) || errors.As(err, &unknown) || !strings.Contains(err.Error(), id) {
+		t.Errorf("%v", err)
+	}
+	if state, err := c.Get(t.Context(), id); err != nil || !state.Aborted() {
+		t.Errorf("%+v, %v", state, err)
+	}
+	if a, b := balance(t, c, "bank-a", 1), balance(t, c, "bank-b", 2); a != 100 || b != 100 {
+		t.Errorf("balances %d and %d", a, b)
+	}
+	// A step that is refused has changed nothing: that is no reason to give up.
+	if err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+		if err := tx.Lock(ctx, assent.Exclusive("k").Of("nobody")); err == nil {
+			t.Error("a lock of an unknown service")
+		}
+		return tx.Defer(ctx, "bank-b", posting("s", 2, 5), assent.Exclusive("accounts/2"))
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRunEndsBeforeCommit: a context that ends before the commit was asked for leaves
+// nothing unknown.
+func TestRunEndsBeforeCommit(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var id string
+	err := c.Run(ctx, func(ctx context.Context, tx *assent.Tx) error {
+		id = tx.ID()
+		defer cancel()
+		return tx.Defer(ctx, "bank-a", posting("e", 1, -5), assent.Exclusive("accounts/1"))
+	})
+	var unknown *assent.UnknownOutcomeError
+	if !errors.Is(err, context.Canceled) || errors.As(err, &unknown) {
+		t.Errorf("%v", err)
+	}
+	if state, err := c.Get(t.Context(), id); err != nil || !state.Aborted() {
+		t.Errorf("%+v, %v", state, err)
+	}
+}

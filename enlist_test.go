@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,6 +83,9 @@ func TestEnlist(t *testing.T) {
 	if !errors.As(err, &refused) || refused.Reason != assent.ReasonAlreadyDecided {
 		t.Errorf("after the commit: %v", err)
 	}
+	if err := call(t.Context(), t, service.URL, id); err == nil || !strings.HasPrefix(err.Error(), "409 ") {
+		t.Errorf("a call after the commit: %v", err)
+	}
 	// And after an abort.
 	err = c.Run(t.Context(), func(_ context.Context, tx *assent.Tx) error {
 		id = tx.ID()
@@ -94,6 +98,9 @@ func TestEnlist(t *testing.T) {
 	var aborted *assent.AbortedError
 	if !errors.As(err, &aborted) || aborted.ID != id || aborted.Reason != assent.ReasonClientRollback {
 		t.Errorf("after the abort: %v", err)
+	}
+	if err := call(t.Context(), t, service.URL, id); err == nil || !strings.HasPrefix(err.Error(), "409 ") {
+		t.Errorf("a call after the abort: %v", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package assent
 import (
 	"errors"
 	"fmt"
+	"net/http"
 )
 
 // Reasons of aborts and refusals that callers may want to tell apart; docs/API.md has
@@ -50,6 +51,9 @@ func (e *AbortedError) Retryable() bool {
 	return false
 }
 
+// Permanent reports whether asking again is of no use: always, of an abort.
+func (e *AbortedError) Permanent() bool { return true }
+
 // UnknownOutcomeError: the transaction may have been committed or not, and nobody could
 // say before the context ended. Get tells later; sending the same submission again is
 // safe, too.
@@ -82,6 +86,11 @@ func (e *Error) Error() string {
 		text += " (" + e.Hint + ")"
 	}
 	return text
+}
+
+// Permanent reports whether the same request is refused again, however often it is sent.
+func (e *Error) Permanent() bool {
+	return e.Status < http.StatusInternalServerError && e.Status != http.StatusTooManyRequests && e.Reason != "STEP_PENDING"
 }
 
 // aborted returns the abort of a transaction in an error chain.

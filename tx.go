@@ -29,7 +29,7 @@ func WithTimeout(d time.Duration) Option { return func(o *options) { o.timeout =
 // 100 ms to 10 min, default 10 s. The client is heard three times in that time.
 func WithIdleTimeout(d time.Duration) Option { return func(o *options) { o.idle = d } }
 
-// WithTries bounds how often the transaction is tried. Default 10.
+// WithTries bounds how often the transaction is tried: at least once. Default 10.
 func WithTries(n int) Option { return func(o *options) { o.tries = n } }
 
 const (
@@ -42,6 +42,10 @@ const (
 
 // Run runs f as a transaction and commits it. If f returns an error, or panics, the
 // transaction is rolled back, and that is what Run does, too.
+//
+// It is also rolled back, whatever f returns, if a step of it ended without an answer,
+// because its context had ended: such a step may be taken yet. Another transaction that f
+// runs inside waits for the locks of this one until a timeout.
 //
 // A transaction that is a deadlock's victim, waits too long for a lock, or loses what a
 // participant had executed, is tried again: f runs again, with another Tx, so it must
@@ -87,6 +91,7 @@ type Tx struct {
 
 	mu    sync.Mutex
 	ended error // once it is known to be aborted
+	open  error // of the first step whose answer is not known
 }
 
 // ID of the transaction: a service that takes part by itself is told it in the header
@@ -136,6 +141,12 @@ func (tx *Tx) run(ctx context.Context, f func(context.Context, *Tx) error, beat 
 	}
 	dead()
 	beats.Wait()
+	if err := tx.unanswered(); err != nil {
+		return fmt.Errorf("assent: transaction %s is rolled back, since nobody knows whether a step of it was taken: %w", tx.id, err)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("assent: transaction %s is rolled back: %w", tx.id, context.Cause(ctx))
+	}
 	return tx.commit(ctx)
 }
 
@@ -196,6 +207,27 @@ func (tx *Tx) end(err error) {
 	defer tx.mu.Unlock()
 	if tx.ended == nil {
 		tx.ended = err
+	}
+}
+
+func (tx *Tx) unanswered() error {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	return tx.open
+}
+
+// left notes a step that failed without a definite answer: it may have been taken, or be
+// taken yet, and the function was told that it was not.
+func (tx *Tx) left(err error) {
+	var none *noAnswer
+	var refused *Error
+	if !errors.As(err, &none) && !(errors.As(err, &refused) && refused.Status >= http.StatusInternalServerError) {
+		return
+	}
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.open == nil {
+		tx.open = err
 	}
 }
 
@@ -307,6 +339,7 @@ func (tx *Tx) take(ctx context.Context, path string, body, answer any, t *Transa
 		return err
 	}
 	if err := tx.c.call(ctx, tx.id, http.MethodPost, tx.path(path), body, answer); err != nil {
+		tx.left(err)
 		return err
 	}
 	if err := t.err(); err != nil {

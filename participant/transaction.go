@@ -2,6 +2,7 @@ package participant
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 )
@@ -56,7 +57,9 @@ type Middleware struct {
 	// Enlist, if set, is called for each request with a transaction, before the
 	// service. It is where a service adds itself to the transaction, by the
 	// coordinator's API: the request is served only if that has succeeded. On an
-	// error the request is answered 503 and not served; the error is not told.
+	// error the request is not served; the error is not told. The answer is 503 with
+	// Retry-After, or 409 if something in the error's chain has a method
+	// Permanent() bool that says so, as refusals and aborts of the Go client have.
 	Enlist func(ctx context.Context, transaction string) error
 }
 
@@ -81,6 +84,11 @@ func (m Middleware) Handler(next http.Handler) http.Handler {
 		}
 		if m.Enlist != nil {
 			if err := m.Enlist(ctx, named[0]); err != nil {
+				var e interface{ Permanent() bool }
+				if errors.As(err, &e) && e.Permanent() {
+					fail(w, http.StatusConflict, "the transaction takes nobody in any more, or not this service")
+					return
+				}
 				w.Header().Set("Retry-After", "1")
 				fail(w, http.StatusServiceUnavailable, "the service could not join the transaction")
 				return
