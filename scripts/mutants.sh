@@ -27,6 +27,7 @@ commit-sent-before-applied   |$sim
 divergence-ignored           |internal/shard|^TestDivergedReplicaHalts$|
 drain-admits                 |$sim
 end-at-first-ack             |$sim
+execute-as-if-new            |$sessions
 expired-id-begins            |$sim
 failover-aborts-open         |$cluster
 failover-forgets-decided     |$sim
@@ -34,6 +35,7 @@ failover-forgets-decided     |$cluster
 failover-keeps-deadline      |$cluster
 forget-without-watermark     |$sim
 forgotten-below-now          |$sim
+foreign-give-way-once        |internal/sim/sessions|^TestDeaths$|
 foreign-answered-by-follower |$cluster
 foreign-any-request          |$sessions
 foreign-never-inquires       |$sessions
@@ -82,7 +84,9 @@ second-decision-wins         |$sim
 skip-term-check              |$sim
 skip-term-check              |$cluster
 step-sent-before-granted     |$sessions
+undeclared-keys-shared       |internal/node|^TestModes$|
 unknown-is-success           |$sim
+victim-is-prepared           |$sessions
 log-ack-after-failure        |internal/replog|^TestWriteErrorsAreFatal$|
 log-no-floor-check           |internal/replog|^TestDamageAfterCleanClose$|
 log-no-promise-check         |internal/replog|^TestEveryFlippedByteOfAKilledLogIsFound$|

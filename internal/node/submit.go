@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txn"
@@ -194,7 +195,11 @@ func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service, at place) (
 				"service %q was registered with require_keys, and %s on it declares none", v.Name, at)
 		}
 		n.undeclared(v.Name, at)
-		return append(dst, lock.Need{Key: v.Name, Mode: lock.X}), nil
+		mode := lock.X
+		if mutant.On("undeclared-keys-shared") {
+			mode = lock.S
+		}
+		return append(dst, lock.Need{Key: v.Name, Mode: mode}), nil
 	}
 	for i := range op.Locks {
 		l := &op.Locks[i]

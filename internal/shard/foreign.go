@@ -422,7 +422,7 @@ func (s *Shard) giveWay(id txnid.ID) {
 		m.Text, m.Waiting = cycle, true
 	}
 	s.send(m)
-	if _, under := s.foreign.asking[id]; !under {
+	if _, under := s.foreign.asking[id]; !under && !mutant.On("foreign-give-way-once") {
 		s.foreign.asking[id] = struct{}{}
 		s.again(resend{kind: resendGiveWay, id: id})
 	}

@@ -340,7 +340,7 @@ func (s *State) mayGiveWay(id txnid.ID) bool {
 		return !f.Asked && !f.Over
 	}
 	t := s.txns[id]
-	return t != nil && t.Status == Active
+	return t != nil && (t.Status == Active || t.Status == Preparing && t.Interactive && mutant.On("victim-is-prepared"))
 }
 
 // wound makes the younger of a wait give way: an interactive transaction aborts, a
