@@ -167,7 +167,7 @@ func (o *openBranches) begin(ctx context.Context, b *openBranch, c *Call) error 
 	var life context.Context
 	life, b.abandon = context.WithCancel(context.Background())
 	inTime := context.AfterFunc(ctx, b.abandon)
-	b.transaction, err = b.conn.BeginTx(life, o.p.working.options)
+	b.transaction, err = b.conn.BeginTx(life, o.p.opened)
 	if !inTime() && err == nil {
 		err = ctx.Err()
 	}

@@ -23,6 +23,10 @@ type Config struct {
 	// Isolation of the local transactions that run the service's work. Default:
 	// serializable. SQLite has no other; on PostgreSQL sql.LevelReadCommitted and
 	// sql.LevelRepeatableRead may be chosen. The package's own rules hold at each.
+	//
+	// On PostgreSQL a branch that executes operations before prepare (see Executor) is
+	// read committed whatever is set here: its keys are locked step by step, and a
+	// snapshot of before a key was granted would show what was there before.
 	Isolation sql.IsolationLevel
 	// LockTimeout bounds each wait for a lock inside a local transaction, on
 	// PostgreSQL; keep it below the service's prepare timeout. Default 2s. (SQLite:
@@ -60,8 +64,9 @@ type Participant struct {
 
 	incarnations incarnations
 
-	working     transacting // local transactions that run the service's work
-	bookkeeping transacting // those that do not
+	working     transacting    // local transactions that run the service's work
+	opened      *sql.TxOptions // of those that execute it before prepare
+	bookkeeping transacting    // those that do not
 }
 
 var _ Resource = (*Participant)(nil)
@@ -79,6 +84,7 @@ func New(ctx context.Context, cfg Config) (*Participant, error) {
 	p := &Participant{
 		cfg: cfg, log: cfg.Logger, queries: cfg.Dialect.queries(cfg.LockTimeout), preparer: cfg.Preparer,
 		working:     transacting{cfg.Dialect.options(cfg.Isolation), maxTries},
+		opened:      cfg.Dialect.options(sql.LevelReadCommitted),
 		bookkeeping: transacting{cfg.Dialect.options(sql.LevelReadCommitted), maxTries},
 	}
 	if cfg.Handler != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,13 +113,16 @@ func executedSessionDies(t *testing.T, s *postgres) {
 	})
 }
 
-// The first call may be run again by itself; later ones cannot, since the snapshot
-// that earlier results came from is the transaction's.
-func executeConflicts(t *testing.T, s *postgres) {
+// What is executed sees what was committed before it, whatever isolation is configured:
+// its key may have been granted after the branch was opened.
+func executeSeesCommits(t *testing.T, s *postgres) {
 	eachWay(t, func(t *testing.T, way string) {
 		db := openPostgres(t, s.database(t))
-		p := start(t, db, executing(way))
-		if _, err := db.Exec(`INSERT INTO account (name, balance) VALUES ('a', 100), ('b', 100)`); err != nil {
+		p := start(t, db, func(c *participant.Config) {
+			executing(way)(c)
+			c.Isolation = sql.LevelSerializable
+		})
+		if _, err := db.Exec(`INSERT INTO account (name, balance) VALUES ('a', 100)`); err != nil {
 			t.Fatal(err)
 		}
 		read, raise := text(`SELECT balance FROM account WHERE name = 'a'`), text(`UPDATE account SET balance = balance + 1 WHERE name = 'a' RETURNING balance`)
@@ -127,20 +131,63 @@ func executeConflicts(t *testing.T, s *postgres) {
 		if _, err := db.Exec(`UPDATE account SET balance = 50 WHERE name = 'a'`); err != nil {
 			t.Fatal(err)
 		}
-		execute(t, p, executeCall(tx, 1, read, read), "100")
-		refuses(t, p, executeCall(tx, 2, read, read, raise), participant.ReasonExecutionConflict, true)
-		refuses(t, p, executeCall(tx, 2, read, read, raise), participant.ReasonExecutionConflict, true)
-		vote(t, p, prepareRest(tx, 2, read, read), "no")
-
-		tx = id(2)
-		execute(t, p, executeCall(tx, 0, read), "50")
+		execute(t, p, executeCall(tx, 1, read, read), "50")
 		if _, err := db.Exec(`UPDATE account SET balance = 40 WHERE name = 'a'`); err != nil {
 			t.Fatal(err)
 		}
-		vote(t, p, prepareRest(tx, 1, read, raise), "no")
-		finish(t, p, tx, participant.PhaseRollback, participant.OutcomeRolledBack)
-		if n := one(t, db, `SELECT balance FROM account WHERE name = 'a'`); n != 40 {
+		vote(t, p, prepareRest(tx, 2, read, read, raise), "yes")
+		finish(t, p, tx, participant.PhaseCommit, participant.OutcomeCommitted)
+		if n := one(t, db, `SELECT balance FROM account WHERE name = 'a'`); n != 41 {
 			t.Errorf("balance %d", n)
+		}
+	})
+}
+
+// The first call may be run again by itself; later ones cannot, since results of earlier
+// ones were told.
+func executeConflicts(t *testing.T, s *postgres) {
+	eachWay(t, func(t *testing.T, way string) {
+		db := openPostgres(t, s.database(t))
+		p := start(t, db, func(c *participant.Config) {
+			executing(way)(c)
+			c.LockTimeout = 10 * time.Second // the server looks for deadlocks after one
+		})
+		if _, err := db.Exec(`INSERT INTO account (name, balance) VALUES ('a', 100), ('b', 100)`); err != nil {
+			t.Fatal(err)
+		}
+		raise := func(name string) string {
+			return text(`UPDATE account SET balance = balance + 1 WHERE name = '%s' RETURNING balance`, name)
+		}
+		ids := []string{id(1), id(2)}
+		execute(t, p, executeCall(ids[0], 0, raise("a")), "101")
+		execute(t, p, executeCall(ids[1], 0, raise("b")), "101")
+		calls := []*participant.Call{executeCall(ids[0], 1, raise("a"), raise("b")), executeCall(ids[1], 1, raise("b"), raise("a"))}
+		var got [2]participant.Execution
+		var both sync.WaitGroup
+		for i := range calls {
+			both.Go(func() {
+				var err error
+				if got[i], err = p.Execute(t.Context(), of(calls[i])); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		both.Wait()
+		victim := 0
+		if got[0].Executed {
+			victim = 1
+		}
+		if got[0].Executed == got[1].Executed || got[victim].Reason != participant.ReasonExecutionConflict || !got[victim].Retryable {
+			t.Fatalf("of two that wait for each other in the database: %+v", got)
+		}
+		refuses(t, p, calls[victim], participant.ReasonExecutionConflict, true)
+		first := []string{raise("a"), raise("b")}[victim]
+		vote(t, p, prepareRest(ids[victim], 1, first), "no")
+		finish(t, p, ids[victim], participant.PhaseRollback, participant.OutcomeRolledBack)
+		vote(t, p, prepareRest(ids[1-victim], 2, []string{raise("a"), raise("b")}[1-victim], first), "yes")
+		finish(t, p, ids[1-victim], participant.PhaseCommit, participant.OutcomeCommitted)
+		if n := one(t, db, `SELECT sum(balance) FROM account`); n != 202 {
+			t.Errorf("the balances are %d in all", n)
 		}
 	})
 }

@@ -41,6 +41,7 @@ func TestPostgreSQL(t *testing.T) {
 		{"forgetting", forgetting},
 		{"a session dies between execute and prepare", executedSessionDies},
 		{"executes race", executeRaces},
+		{"executes see commits", executeSeesCommits},
 		{"executes conflict", executeConflicts},
 		{"executes wait", executeWaits},
 		{"an open branch cannot be prepared", openBranchCannotBePrepared},

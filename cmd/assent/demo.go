@@ -260,6 +260,7 @@ type ledgerCmd struct {
 	Listen      string `default:"127.0.0.1:7081" help:"Address to serve on."`
 	Coordinator string `placeholder:"URL" help:"Coordinator to register at; several nodes of it are divided by commas (default: ASSENT_ENDPOINTS, ASSENT_ENDPOINTS_FILE, ASSENT_URL, else http://127.0.0.1:7070)."`
 	Dir         string `default:"." type:"path" help:"Directory of the SQLite file NAME.db."`
+	DSN         string `name:"dsn" env:"ASSENT_LEDGER_DSN" placeholder:"DSN" help:"A PostgreSQL database to keep the book in, instead of the file. Transactions then work in it side by side step by step, too."`
 	Accounts    int    `default:"10" help:"Accounts to open, numbered from 1."`
 	Balance     int64  `default:"100" help:"Money in each new account."`
 }
@@ -279,7 +280,11 @@ Its operations are {"transfer":"any unique text","account":1,"amount":-30}.`
 func (l *ledgerCmd) Run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	book, err := ledger.Open(l.Dir, l.Name, l.Accounts, l.Balance, slog.Default())
+	open := func() (*ledger.Ledger, error) { return ledger.Open(l.Dir, l.Name, l.Accounts, l.Balance, slog.Default()) }
+	if l.DSN != "" {
+		open = func() (*ledger.Ledger, error) { return ledger.OpenPostgreSQL(l.DSN, l.Name, l.Accounts, l.Balance, slog.Default()) }
+	}
+	book, err := open()
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ type AgentPostgres struct {
 	Advertise   string `placeholder:"URL" help:"Base URL under which the coordinator reaches --listen, if that is another one."`
 	Coordinator string `placeholder:"URL" help:"Coordinator to register at; several nodes of it are divided by commas (default: ASSENT_ENDPOINTS, ASSENT_ENDPOINTS_FILE, ASSENT_URL, else http://127.0.0.1:7070)."`
 
-	Isolation        string        `group:"database" enum:"serializable,repeatable read,read committed" default:"serializable" help:"Isolation of the branches' local transactions: serializable, repeatable read or read committed."`
+	Isolation        string        `group:"database" enum:"serializable,repeatable read,read committed" default:"serializable" help:"Isolation of the local transactions of branches that are prepared as a whole: serializable, repeatable read or read committed. One that executes before prepare is read committed."`
 	MaxConnections   int           `group:"database" default:"32" help:"Connections to the database at one time."`
 	MaxOpenBranches  int           `group:"database" default:"0" help:"Branches whose statements run before their prepare, at one time, each on a connection of its own: at most half of --max-connections (default: that half)."`
 	OpenIdle         time.Duration `group:"database" default:"30s" help:"Time without a call after which such a branch is rolled back; keep it above the idle timeout of interactive transactions."`

@@ -280,8 +280,9 @@ func (h *history) judge(t *testing.T) []check.Anomaly {
 }
 
 // TestHistories: what clients are told is strictly serializable, whoever is killed: a
-// coordinator with two services of the SDK, and one with two PostgreSQL servers. With
-// locks that exclude nobody the same clients are convicted.
+// coordinator with two services of the SDK, whose lists are in SQLite (transactions as a
+// whole) or in PostgreSQL (step by step), and one with two PostgreSQL servers behind agents.
+// With locks that exclude nobody the same clients are convicted.
 func TestHistories(t *testing.T) {
 	binary := build(t)
 	for _, c := range []struct {
@@ -289,25 +290,33 @@ func TestHistories(t *testing.T) {
 		shards, shardsForDatabase string
 	}{{true, "3", "2"}, {true, "1", ""}, {false, "1", "1"}} {
 		locks := c.locks
-		t.Run(fmt.Sprintf("services, shards=%s, locks=%t", c.shards, locks), func(t *testing.T) {
+		ofTheSDK := func(t *testing.T, h *history, more ...[]string) {
 			dir := t.TempDir()
 			proc, err := serveproc.New(binary, filepath.Join(dir, "coordinator"), "--shards", c.shards)
 			if err != nil {
 				t.Fatal(err)
 			}
-			h := &history{whole: true, locks: locks, services: map[string]listService{"a": onLedger{}, "b": onLedger{}}, names: []string{"a", "b"}}
+			h.locks, h.names, h.services = locks, []string{"a", "b"}, map[string]listService{"a": onLedger{}, "b": onLedger{}}
 			var services []*child
-			for _, name := range h.names {
-				services = append(services, &child{
+			var kill []func()
+			for i, name := range h.names {
+				s := &child{
 					log:  filepath.Join(dir, name+".log"),
 					args: []string{"ledger", "--name", name, "--dir", dir, "--listen", freeAddress(t), "--coordinator", proc.URL},
-				})
-			}
-			kill := []func(){}
-			for _, s := range services {
+				}
+				if i < len(more) {
+					s.args = append(s.args, more[i]...)
+				}
+				services = append(services, s)
 				kill = append(kill, func() { s.kill(); s.start(t, binary) })
 			}
 			h.run(t, proc, binary, services, kill)
+		}
+		t.Run(fmt.Sprintf("services, shards=%s, locks=%t", c.shards, locks), func(t *testing.T) {
+			ofTheSDK(t, &history{whole: true})
+		})
+		t.Run(fmt.Sprintf("services by steps, shards=%s, locks=%t", c.shards, locks), func(t *testing.T) {
+			ofTheSDK(t, &history{mixed: true}, []string{"--dsn", pgtest.Start(t).DSN("postgres")}, []string{"--dsn", pgtest.Start(t).DSN("postgres")})
 		})
 		if c.shardsForDatabase == "" {
 			continue

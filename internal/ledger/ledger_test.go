@@ -61,9 +61,10 @@ func conforms(t *testing.T, oneOpen bool, open func() (*Ledger, error)) {
 		}
 	})
 	var n atomic.Int64
+	account := func(marker string) int64 { return 1 + int64(marker[len(marker)-1])%5 }
 	posting := func(amount int64) func(string) json.RawMessage {
 		return func(marker string) json.RawMessage {
-			b, err := json.Marshal(Posting{Transfer: fmt.Sprintf("%s#%d", marker, n.Add(1)), Account: 1 + n.Load()%5, Amount: amount})
+			b, err := json.Marshal(Posting{Transfer: fmt.Sprintf("%s#%d", marker, n.Add(1)), Account: account(marker), Amount: amount})
 			if err != nil {
 				t.Error(err)
 			}
@@ -80,6 +81,9 @@ func conforms(t *testing.T, oneOpen bool, open func() (*Ledger, error)) {
 		Service: "bank", BaseURL: l.URL() + "/assent", OnePhase: true,
 		Execute: true, OneOpen: oneOpen, ReadOnly: constantly(`{"op":"read","account":1}`),
 		Succeed: posting(-1), Refuse: posting(-1_000_000), Results: posting(1),
+		Observe: func(marker string) json.RawMessage {
+			return fmt.Appendf(nil, `{"op":"read","account":%d}`, account(marker))
+		},
 		Effects: count("entry"), Reserved: count("hold"),
 		Restart: func(context.Context) (string, error) {
 			if err := l.Close(); err != nil {

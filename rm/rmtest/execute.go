@@ -307,6 +307,23 @@ var executeCases = []conformance{
 		sibling.expect("rollback", "done")
 		sibling.effects(0)
 	}},
+	// Keys are locked step by step: what an operation reads may have been committed since
+	// the branch was opened, before its key was granted.
+	{name: "an executed operation sees what was committed before it", needs: func(t *Target) bool { return t.Execute && !t.OneOpen && t.Observe != nil }, run: func(e *env) {
+		writer := e.branch(e.suite.target.Succeed)
+		observe := func(string) json.RawMessage { return e.suite.target.Observe(writer.marker) }
+		reader := e.branch(observe, observe, observe)
+		seen := compact(reader.execute(1).parsed.Results)
+		if same := compact(reader.execute(1).parsed.Results); same != seen {
+			e.Fatalf("Observe returned %s and then %s, and nothing was committed meanwhile", seen, same)
+		}
+		writer.expect("prepare", "yes")
+		writer.expect("commit", "done")
+		if old := compact(reader.execute(1).parsed.Results); old == seen {
+			e.Fatalf("an operation executed after the commit of another branch returned %s, as before it: its local transaction reads from an older snapshot", old)
+		}
+		reader.expect("rollback", "done")
+	}},
 	{name: "a refused operation refuses the branch", needs: executes, run: func(e *env) {
 		b := e.branch(e.suite.target.Succeed, e.suite.target.Refuse)
 		b.execute(1)

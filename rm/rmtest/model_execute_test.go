@@ -3,6 +3,7 @@ package rmtest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 )
 
@@ -76,6 +77,15 @@ func (m *model) execute(c *modelCall, key, openKey string, row *modelRow, open *
 			return refuse("EXECUTION_REFUSED")
 		case "result":
 			results[i] = json.RawMessage(`{"of":"` + op.Marker + `"}`)
+		case "observe":
+			counts := m.counts
+			if m.bug == "reads from an old snapshot" {
+				if open.snapshot == nil {
+					open.snapshot = maps.Clone(m.counts)
+				}
+				counts = open.snapshot
+			}
+			results[i] = fmt.Appendf(nil, `{"effects":%d}`, counts[op.Marker])
 		}
 		if m.bug == "applies at execute" {
 			m.counts[op.Marker]++

@@ -32,6 +32,7 @@ type modelOpen struct {
 	payloads []json.RawMessage
 	results  []json.RawMessage
 	markers  []string
+	snapshot map[string]int
 }
 
 type modelRow struct {

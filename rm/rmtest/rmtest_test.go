@@ -36,7 +36,7 @@ func modelTarget(t *testing.T, bug string) Target {
 	}
 	return Target{
 		Service: "model", BaseURL: server.URL,
-		Succeed: payload("add"), Refuse: payload("refuse"), ReadOnly: payload("read"), Results: payload("result"),
+		Succeed: payload("add"), Refuse: payload("refuse"), ReadOnly: payload("read"), Results: payload("result"), Observe: payload("observe"),
 		Effects: count(&m.counts), Reserved: count(&m.holds),
 		Restart: func(context.Context) (string, error) {
 			server.Close()
@@ -126,6 +126,7 @@ func TestSuiteBites(t *testing.T) {
 		"loses executed work":              "executed and deferred operations commit together",
 		"no to what was executed before":   "a yes for executed work survives a restart",
 		"one open branch for all":          "several branches are open at once",
+		"reads from an old snapshot":       "an executed operation sees what was committed before it",
 		"yes to what it has not executed":  "a restart between execute and prepare loses nothing silently",
 
 		"one-phase leaves executed work prepared":        "one-phase commits executed work",

@@ -41,6 +41,9 @@ type Target struct {
 	// Results builds a payload that is voted yes with at least one result; nil:
 	// results are never returned.
 	Results func(marker string) json.RawMessage
+	// Observe builds a payload that is executed and returns something that changes when a
+	// Succeed with that marker is committed: a count, say; nil: what is executed reads nothing.
+	Observe func(marker string) json.RawMessage
 	// Effects counts the committed effects under marker; Reserved what is
 	// reserved but not committed. Reserved is optional.
 	Effects, Reserved func(ctx context.Context, marker string) (int, error)

@@ -28,7 +28,7 @@ type Config struct {
 	CoordinatorURL string // of one or several nodes, divided by commas; default: what the environment says, as in package discovery
 	BaseURL        string // under which the coordinator reaches Handler
 
-	Isolation        string        // of branches: serializable (default), repeatable read, read committed
+	Isolation        string        // of branches that are prepared as a whole: serializable (default), repeatable read, read committed
 	MaxConns         int           // to the database. Default 32
 	MaxOpenBranches  int           // whose statements are executed before the prepare; each keeps a connection. Default and at most half of MaxConns
 	OpenIdle         time.Duration // after which such a branch is rolled back. Default 30s

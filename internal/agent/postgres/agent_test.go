@@ -185,6 +185,9 @@ func conforms(t *testing.T, b *bed) {
 		Results: func(m string) json.RawMessage {
 			return json.RawMessage(op(fmt.Sprintf(`{"sql":"INSERT INTO effect (marker) VALUES ($1) RETURNING n","args":[%q]}`, m)))
 		},
+		Observe: func(m string) json.RawMessage {
+			return json.RawMessage(op(fmt.Sprintf(`{"sql":"SELECT count(*) FROM effect WHERE marker = $1","args":[%q]}`, m)))
+		},
 		Effects: func(ctx context.Context, m string) (n int, err error) {
 			return n, db.QueryRowContext(ctx, `SELECT count(*) FROM effect WHERE marker = $1`, m).Scan(&n)
 		},
