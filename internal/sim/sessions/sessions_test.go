@@ -41,6 +41,7 @@ func TestSessions(t *testing.T) {
 		sum.Yielded += r.Yielded
 		sum.Spread += r.Spread
 		sum.Verified += r.Verified
+		sum.Whole += r.Whole
 		sum.Granted += r.Granted
 	}
 	t.Logf("%+v", sum)
@@ -49,7 +50,7 @@ func TestSessions(t *testing.T) {
 	}
 	for what, n := range map[string]int{
 		"committed": sum.Committed, "aborted": sum.Aborted, "unknown": sum.Unknown, "deadlocks": sum.Deadlocks, "one-shot victims": sum.Restarted,
-		"dead clients": sum.Idle, "lost executions": sum.Lost, "crashes": sum.Crashes, "retries with their age": sum.Upgraded, "wounds": sum.Wounded, "parts given back": sum.Yielded, "locks at several shards": sum.Spread, "states compared": sum.Verified, "locks granted": sum.Granted,
+		"dead clients": sum.Idle, "lost executions": sum.Lost, "crashes": sum.Crashes, "retries with their age": sum.Upgraded, "wounds": sum.Wounded, "parts given back": sum.Yielded, "locks at several shards": sum.Spread, "whole services": sum.Whole, "states compared": sum.Verified, "locks granted": sum.Granted,
 	} {
 		if n == 0 {
 			t.Errorf("never reached: %s", what)

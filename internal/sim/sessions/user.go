@@ -27,6 +27,7 @@ type user struct {
 	modes   []lock.Mode
 	where   []int // service of each mop
 	now     []bool
+	whole   []bool // the operation locks its whole service, in all its partitions
 	step    int
 	results [][]byte
 	tries   int
@@ -51,7 +52,7 @@ func (u *user) begin(again []check.Mop) {
 	w := u.w
 	u.busy = true
 	u.id = w.newID(u.retryOf)
-	u.mops, u.modes, u.where, u.now = nil, nil, nil, nil
+	u.mops, u.modes, u.where, u.now, u.whole = nil, nil, nil, nil, nil
 	n := len(again)
 	if again == nil {
 		n = 1 + w.rng.IntN(4)
@@ -71,8 +72,13 @@ func (u *user) begin(again []check.Mop) {
 		} else if w.rng.IntN(3) == 0 {
 			mode = lock.U
 		}
+		whole := w.rng.IntN(15) == 0
+		if whole && mode == lock.U { // with a key to write below it that becomes SIX, which others may read under
+			mode = lock.S
+		}
 		u.mops = append(u.mops, m)
 		u.modes = append(u.modes, mode)
+		u.whole = append(u.whole, whole)
 		u.where = append(u.where, int(m.Key[1]-'0'))
 		u.now = append(u.now, !m.Append || w.rng.IntN(2) == 0)
 	}
@@ -106,6 +112,10 @@ func (u *user) key(i int) string {
 	if u.w.opt.LocksOff {
 		u.salt++
 		return u.mops[i].Key + "/" + strconv.Itoa(u.process) + "-" + strconv.Itoa(u.salt)
+	}
+	if u.whole[i] {
+		u.w.report.Whole++
+		return lock.Service(u.mops[i].Key)
 	}
 	return u.mops[i].Key
 }

@@ -57,6 +57,7 @@ type Report struct {
 	TimedOut                          int // waited for a lock until the timeout
 	OldTerm                           int // calls that a participant refused
 	Wounded, Yielded, Spread          int // gave way to an elder, at another shard; transactions with locks at several shards
+	Whole                             int // locks asked for of a whole service
 	Verified                          int // hashes in the log that the oracle's state has, too
 	Anomalies                         []check.Anomaly
 	Replay                            []string         // what differs when the committed are replayed as they were decided
