@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/assent-tx/assent/discovery"
@@ -161,6 +162,12 @@ func (c *Client) try(ctx context.Context, r *discovery.Request, answer any) (aft
 	return -1, refusal
 }
 
+// foreignReason begins the reason of a refusal that does not come from a coordinator: a
+// proxy's, say. It tells nothing of what was done before.
+const foreignReason = "HTTP_"
+
+func (e *Error) ours() bool { return !strings.HasPrefix(e.Reason, foreignReason) }
+
 // refusalOf reads the body of an error: google.rpc.Status.
 func refusalOf(status int, body []byte) *Error {
 	var s struct {
@@ -170,7 +177,7 @@ func refusalOf(status int, body []byte) *Error {
 			Metadata map[string]string `json:"metadata"`
 		} `json:"details"`
 	}
-	e := &Error{Status: status, Reason: "HTTP_" + strconv.Itoa(status), Message: http.StatusText(status)}
+	e := &Error{Status: status, Reason: foreignReason + strconv.Itoa(status), Message: http.StatusText(status)}
 	if json.Unmarshal(body, &s) != nil || s.Message == "" {
 		return e // of a proxy, say
 	}
@@ -245,7 +252,7 @@ func (c *Client) Rollback(ctx context.Context, id string) (*Transaction, error) 
 // unknown is the error for a transaction that may have been committed.
 func unknown(id string, err error) error {
 	var refused *Error
-	if errors.As(err, &refused) && refused.Status < 500 && refused.Status != http.StatusTooManyRequests && refused.Reason != "ID_EXPIRED" {
+	if errors.As(err, &refused) && refused.ours() && refused.Status < 500 && refused.Status != http.StatusTooManyRequests && refused.Reason != "ID_EXPIRED" {
 		return err
 	}
 	return &UnknownOutcomeError{ID: id, Err: err}

@@ -481,3 +481,62 @@ func TestRunEndsBeforeCommit(t *testing.T) {
 		t.Errorf("%+v, %v", state, err)
 	}
 }
+
+// TestRunUnknownOfAnother: that nobody can say what became of another transaction is no
+// reason to leave this one open.
+func TestRunUnknownOfAnother(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	var id string
+	err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+		id = tx.ID()
+		if err := tx.Lock(ctx, assent.Exclusive("k").Of("bank-a")); err != nil {
+			return err
+		}
+		return fmt.Errorf("the other one: %w", &assent.UnknownOutcomeError{ID: assent.NewID(), Err: context.DeadlineExceeded})
+	})
+	var u *assent.UnknownOutcomeError
+	if !errors.As(err, &u) || u.ID == id {
+		t.Fatalf("%v", err)
+	}
+	if state, err := c.Get(t.Context(), id); err != nil || !state.Aborted() {
+		t.Errorf("%+v, %v", state, err)
+	}
+}
+
+// TestCommitRefusedByAProxy: a commit whose answer was lost is not undone by what a proxy
+// says to its repetition.
+func TestCommitRefusedByAProxy(t *testing.T) {
+	url := coordinator(t)
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	var commits atomic.Int64
+	c := client(t, url, roundTripper(func(req *http.Request) (*http.Response, error) {
+		if !strings.HasSuffix(req.URL.Path, "/commit") {
+			return transport.RoundTrip(req)
+		}
+		if commits.Add(1) == 1 {
+			resp, err := transport.RoundTrip(req)
+			if err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+			return nil, errBroken
+		}
+		w := httptest.NewRecorder()
+		http.Error(w, "no such page", http.StatusNotFound)
+		return w.Result(), nil
+	}))
+	var id string
+	err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+		id = tx.ID()
+		return transfer(ctx, tx, "p1", 1, 2, 1)
+	})
+	state, getErr := c.Get(t.Context(), id)
+	if getErr != nil || !state.Committed() {
+		t.Fatalf("%+v, %v", state, getErr)
+	}
+	var u *assent.UnknownOutcomeError
+	if err != nil && !errors.As(err, &u) {
+		t.Errorf("a committed transaction is told as %T: %v", err, err)
+	}
+}

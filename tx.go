@@ -171,7 +171,7 @@ func (tx *Tx) heartbeats(ctx context.Context, every time.Duration) {
 // been decided is left alone.
 func (tx *Tx) rollback(ctx context.Context, why error) *AbortedError {
 	var unknown *UnknownOutcomeError
-	if errors.As(why, &unknown) {
+	if errors.As(why, &unknown) && unknown.ID == tx.id {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackPatience)
@@ -221,7 +221,7 @@ func (tx *Tx) unanswered() error {
 func (tx *Tx) left(err error) {
 	var none *noAnswer
 	var refused *Error
-	if !errors.As(err, &none) && !(errors.As(err, &refused) && refused.Status >= http.StatusInternalServerError) {
+	if !errors.As(err, &none) && !(errors.As(err, &refused) && (!refused.ours() || refused.Status >= http.StatusInternalServerError)) {
 		return
 	}
 	tx.mu.Lock()
