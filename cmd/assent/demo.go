@@ -280,9 +280,13 @@ Its operations are {"transfer":"any unique text","account":1,"amount":-30}.`
 func (l *ledgerCmd) Run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	open := func() (*ledger.Ledger, error) { return ledger.Open(l.Dir, l.Name, l.Accounts, l.Balance, slog.Default()) }
+	open := func() (*ledger.Ledger, error) {
+		return ledger.Open(l.Dir, l.Name, l.Accounts, l.Balance, slog.Default())
+	}
 	if l.DSN != "" {
-		open = func() (*ledger.Ledger, error) { return ledger.OpenPostgreSQL(l.DSN, l.Name, l.Accounts, l.Balance, slog.Default()) }
+		open = func() (*ledger.Ledger, error) {
+			return ledger.OpenPostgreSQL(l.DSN, l.Name, l.Accounts, l.Balance, slog.Default())
+		}
 	}
 	book, err := open()
 	if err != nil {

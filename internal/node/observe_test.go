@@ -197,7 +197,9 @@ func TestDeadlockOfTwoTables(t *testing.T) {
 				time.Sleep(time.Millisecond)
 				younger = o.begin(node.Beginning{ID: idAt(youngers)})
 			}
-			op := func(service string) node.StepOperation { return listOp(service, "append", "k", 1, node.Exclusive, false) }
+			op := func(service string) node.StepOperation {
+				return listOp(service, "append", "k", 1, node.Exclusive, false)
+			}
 			o.step(elder.ID, 1, op(names[0]))
 			o.step(younger.ID, 1, op(names[1]))
 			var waits sync.WaitGroup

@@ -194,6 +194,12 @@ func (s *Shard) decisionIgnored(e *txn.Effect) {
 		s.proposeCommit(r)
 		return
 	}
+	if s.now.MonoUs >= r.deadlineUs { // it was passed over while the abort was on its way
+		s.timedOut(r)
+	}
+	if r.deciding {
+		return
+	}
 	for i := range r.branches {
 		if b := &r.branches[i]; b.phase == PhasePrepare && !b.calling && b.retryAtUs == 0 && !b.saidYes() {
 			s.call(r, i, PhasePrepare)
@@ -287,7 +293,7 @@ func (s *Shard) voted(r *run, i int, ev *CallDone) {
 		}
 	case Lost:
 		b.vote = VoteNo
-		s.proposeAbort(r, txn.AbortCmd{Reason: reason.ExecutionLost, Message: ev.Reason, Service: r.t.Branches[i].Service})
+		s.proposeAbort(r, txn.AbortCmd{Reason: reason.ExecutionLost, Message: ev.Reason, Service: r.t.Branches[i].Service, Refused: r.t.OnePhase})
 	case VoteNo:
 		b.vote = VoteNo
 		s.proposeAbort(r, txn.AbortCmd{Reason: reason.VotedNo, Message: ev.Reason, Service: r.t.Branches[i].Service, Refused: r.t.OnePhase})

@@ -1,8 +1,6 @@
 package shard
 
 import (
-	"strconv"
-
 	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
@@ -268,6 +266,7 @@ func (s *Shard) askedToGiveWay(m *Message) {
 	f := t.ForeignAt(m.From)
 	switch {
 	case t.Status != txn.Active || r.deciding || f == nil:
+	case s.commitIsAsked(t.ID): // its SEAL is in the log before any abort would be
 	case t.Interactive && m.Waiting:
 		s.proposeAbort(r, txn.AbortCmd{Reason: reason.Deadlock, Message: m.Text})
 	case t.Interactive: // whatever it has asked for since
@@ -395,7 +394,8 @@ func (s *Shard) tellClaim(id txnid.ID, request uint32) {
 }
 
 func (s *Shard) claimed(e *txn.Effect) {
-	if s.foreign.claiming[e.ID] <= e.Request {
+	// What comes behind the release is dropped, whatever its number.
+	if c := s.st.ForeignClaim(e.ID); s.foreign.claiming[e.ID] <= e.Request || c != nil && c.Over {
 		delete(s.foreign.claiming, e.ID)
 	}
 	s.tellClaim(e.ID, e.Request)
@@ -412,16 +412,18 @@ func (s *Shard) giveWay(id txnid.ID) {
 		delete(s.foreign.cycles, id)
 		return
 	}
-	text := "an older transaction needs what it holds at shard " + strconv.FormatUint(uint64(s.cfg.Shard), 10)
-	m := Message{Kind: MessageGiveWay, To: id.Shard(s.cfg.Shards), ID: id, Request: c.Request, Text: text}
 	if w, ok := s.st.WoundOf(id); ok {
-		m.Text, m.Service = txn.DescribeWound(w), serviceOf(w.Key)
-		m.Key, m.Mode, m.Behind = w.Key, w.Mode.String(), []txnid.ID{w.Owner}
+		m := Message{
+			Kind: MessageGiveWay, To: id.Shard(s.cfg.Shards), ID: id, Request: c.Request, Text: txn.DescribeWound(w), Service: serviceOf(w.Key),
+			Key: w.Key, Mode: w.Mode.String(), Behind: []txnid.ID{w.Owner},
+		}
+		if cycle, in := s.foreign.cycles[id]; in {
+			m.Text, m.Waiting = cycle, true
+		}
+		s.send(m)
+	} else { // whoever waited is gone; a later elder is found when this is looked at again
+		delete(s.foreign.cycles, id)
 	}
-	if cycle, in := s.foreign.cycles[id]; in {
-		m.Text, m.Waiting = cycle, true
-	}
-	s.send(m)
 	if _, under := s.foreign.asking[id]; !under && !mutant.On("foreign-give-way-once") {
 		s.foreign.asking[id] = struct{}{}
 		s.again(resend{kind: resendGiveWay, id: id})

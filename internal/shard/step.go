@@ -74,15 +74,15 @@ func (s *Shard) proposeStep(ev *Enlist) {
 	s.command(append(s.openEntry(), ev.Enlist...))
 }
 
-// nextHeld proposes the step that waited for the one before it.
+// nextHeld proposes the step that waited for the one before it. Those that repeat it, or
+// come after the decision, are answered besides.
 func (s *Shard) nextHeld(r *run) {
-	if r == nil || len(r.held) == 0 || r.t.StepPending || len(s.steps[r.t.ID]) > 0 {
-		return
+	for r != nil && len(r.held) > 0 && !r.t.StepPending && len(s.steps[r.t.ID]) == 0 {
+		ev := r.held[0]
+		r.held = r.held[1:]
+		s.waiting--
+		s.enlist(ev)
 	}
-	ev := r.held[0]
-	r.held = r.held[1:]
-	s.waiting--
-	s.enlist(ev) // it may repeat the one before it, or come after the decision
 }
 
 // dropHeld answers the steps that wait, by the decision.
@@ -211,6 +211,11 @@ func (s *Shard) sealTxn(ev *Seal) {
 	s.steps[ev.ID] = append(s.steps[ev.ID], w)
 	s.waiting++
 	s.command(txn.AppendSeal(s.openEntry(), ev.ID))
+}
+
+// commitIsAsked: a SEAL is on its way into the log.
+func (s *Shard) commitIsAsked(id txnid.ID) bool {
+	return slices.ContainsFunc(s.steps[id], func(w waiter) bool { return w.kind == waitSeal })
 }
 
 func (r *run) waitsForStep() bool {
