@@ -92,10 +92,10 @@ const (
 	answerWithin = 20 * time.Second
 )
 
-// noAnswer: the context ended before anybody could say whether the request was done.
-type noAnswer struct{ error }
+// noAnswerError: the context ended before anybody could say whether the request was done.
+type noAnswerError struct{ error }
 
-func (e *noAnswer) Unwrap() error { return e.error }
+func (e *noAnswerError) Unwrap() error { return e.error }
 
 // call makes a request about a transaction until it has an answer or ctx ends. All requests
 // of this package may be repeated: the coordinator does them once.
@@ -115,7 +115,7 @@ func (c *Client) call(ctx context.Context, id, method, path string, body, answer
 			return err
 		}
 		if ctx.Err() != nil {
-			return &noAnswer{fmt.Errorf("%w; last: %w", context.Cause(ctx), err)}
+			return &noAnswerError{fmt.Errorf("%w; last: %w", context.Cause(ctx), err)}
 		}
 		wait := max(after, pause/2+time.Duration(mathrand.Int64N(int64(pause/2)+1)))
 		c.log.DebugContext(ctx, "assent: request repeated", "method", method, "path", path, "after", wait, "error", err)
@@ -124,7 +124,7 @@ func (c *Client) call(ctx context.Context, id, method, path string, body, answer
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return &noAnswer{fmt.Errorf("%w; last: %w", context.Cause(ctx), err)}
+			return &noAnswerError{fmt.Errorf("%w; last: %w", context.Cause(ctx), err)}
 		}
 		pause = min(2*pause, maxPause)
 	}

@@ -219,7 +219,7 @@ func (tx *Tx) unanswered() error {
 // left notes a step that failed without a definite answer: it may have been taken, or be
 // taken yet, and the function was told that it was not.
 func (tx *Tx) left(err error) {
-	var none *noAnswer
+	var none *noAnswerError
 	var refused *Error
 	if !errors.As(err, &none) && !(errors.As(err, &refused) && (!refused.ours() || refused.Status >= http.StatusInternalServerError)) {
 		return

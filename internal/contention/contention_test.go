@@ -14,7 +14,7 @@ func TestWorkloads(t *testing.T) {
 		locked, read, upgraded := map[string]int{}, 0, 0
 		for i := range drawn {
 			p := w.Plan(r, i%4)
-			if p.Once != (strings.HasSuffix(w.Name, "/once")) || p.Once && len(p.Steps) != 1 {
+			if p.Once != strings.HasSuffix(w.Name, "/once") || p.Once && len(p.Steps) != 1 {
 				t.Fatalf("%s: %+v", w.Name, p)
 			}
 			if long := i%4 == 0 && strings.HasPrefix(w.Name, "reader/"); p.Long != long {
