@@ -24,6 +24,9 @@ type Lock struct {
 	Mode    Mode   `json:"mode,omitempty"`
 }
 
+// WholeService is the key of a service as a whole: a lock on it covers all its keys.
+const WholeService = "/"
+
 // Exclusive locks a key for writing.
 func Exclusive(key string) Lock { return Lock{Key: key, Mode: ModeExclusive} }
 

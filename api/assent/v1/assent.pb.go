@@ -1920,7 +1920,7 @@ func (x *Operation) GetLocks() []*Lock {
 type Lock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Relative to the service: segments separated by "/", UTF-8 in NFC, no empty,
-	// "." or ".." segment, at most 256 bytes and 16 segments.
+	// "." or ".." segment, at most 256 bytes and 16 segments. "/" is the whole service.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// Absent: exclusive.
 	Mode          LockMode `protobuf:"varint,2,opt,name=mode,proto3,enum=assent.v1.LockMode" json:"mode,omitempty"`
