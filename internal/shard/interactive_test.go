@@ -61,6 +61,20 @@ func exclusive(keys ...string) []lock.Need {
 	return lock.Fold(needs)
 }
 
+// sealing has one operation enlisted, with a lock at shard 1, and its commit asked for: the
+// SEAL is not applied yet.
+func (d *drive) sealing(id txnid.ID) {
+	d.t.Helper()
+	d.enlist(2, &txn.Enlist{
+		ID: id, Step: 1, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}}, Ops: []txn.EnlistOp{{Payload: []byte(`1`)}},
+		Foreign: []txn.LockPart{{Shard: 1, Needs: exclusive("s/a")}},
+	})
+	d.all()
+	d.step(&Message{Kind: MessageGranted, From: 1, ID: id, Request: 1, Token: 1})
+	d.all()
+	d.step(&Seal{Token: 3, ID: id, Wait: WaitDecided})
+}
+
 // Steps that wait behind one that turns out a repetition are taken as well.
 func TestHeldStepsFollowARepetition(t *testing.T) {
 	d := leads(t, 1)
@@ -91,14 +105,7 @@ func TestSealedIsNoVictimOfACycle(t *testing.T) {
 		d := leads(t, 2)
 		id := homedID(0, 2, 2)
 		d.open(1, id, 600_000)
-		d.enlist(2, &txn.Enlist{
-			ID: id, Step: 1, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}}, Ops: []txn.EnlistOp{{Payload: []byte(`1`)}},
-			Foreign: []txn.LockPart{{Shard: 1, Needs: exclusive("s/a")}},
-		})
-		d.all()
-		d.step(&Message{Kind: MessageGranted, From: 1, ID: id, Request: 1, Token: 1})
-		d.all()
-		d.step(&Seal{Token: 3, ID: id, Wait: WaitDecided})
+		d.sealing(id)
 		d.step(&Message{Kind: MessageGiveWay, From: 1, ID: id, Request: 1, Text: "an elder needs it", Waiting: cycle})
 		d.all()
 		if r := d.s.State().Get(id); r.Status != txn.Preparing {
@@ -113,14 +120,7 @@ func TestTimeoutDuringAnAbortThatIsIgnored(t *testing.T) {
 	d := leads(t, 2)
 	id := homedID(0, 2, 2)
 	d.open(1, id, 1000)
-	d.enlist(2, &txn.Enlist{
-		ID: id, Step: 1, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}}, Ops: []txn.EnlistOp{{Payload: []byte(`1`)}},
-		Foreign: []txn.LockPart{{Shard: 1, Needs: exclusive("s/a")}},
-	})
-	d.all()
-	d.step(&Message{Kind: MessageGranted, From: 1, ID: id, Request: 1, Token: 1})
-	d.all()
-	d.step(&Seal{Token: 3, ID: id, Wait: WaitDecided})
+	d.sealing(id)
 	d.step(&Message{Kind: MessageGiveWay, From: 1, ID: id, Request: 1, Text: "an elder needs it"})
 	d.nowUs += 1_100_000
 	d.step(&Tick{})
