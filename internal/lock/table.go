@@ -322,6 +322,9 @@ func (t *Table) Queue(key string) (n int) {
 	return n
 }
 
+// InUse reports whether somebody holds a node, or waits for it; of a service, any of its keys.
+func (t *Table) InUse(key string) bool { return t.nodes[key] != nil }
+
 // LongestQueue counts those that wait at the node where most do. It looks at every claim.
 func (t *Table) LongestQueue() (n int) {
 	if t.waiters == 0 {

@@ -12,6 +12,7 @@ import (
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
 )
 
 const testShards = 3
@@ -187,4 +188,35 @@ func TestShardsPartitions(t *testing.T) {
 		t.Errorf("other partitions while it is registered: %v", err)
 	}
 	s.idle()
+}
+
+// TestRemovalWaitsForLocks: a service is not removed while a transaction holds a lock of it
+// and has no operation there. Registered anew with other partitions, it would have the same
+// key granted twice.
+func TestRemovalWaitsForLocks(t *testing.T) {
+	for _, shards := range []uint32{1, testShards} {
+		for home := range shards {
+			t.Run(fmt.Sprintf("%d of %d", home, shards), func(t *testing.T) {
+				s := startShards(t, shards, nil)
+				s.addLedger(t.TempDir(), "wide")
+				id := txnid.New(uint64(time.Now().UnixMilli()), [10]byte{1, 2, 3}).At(home, shards).String()
+				holder := s.begin(node.Beginning{ID: id, IdleTimeout: time.Minute})
+				lock := []node.ServiceLock{{Service: "wide", DeclaredLock: node.DeclaredLock{Key: "k"}}}
+				if _, err := s.node.Enlist(t.Context(), holder.ID, node.Step{Number: 1, Locks: lock}); err != nil {
+					t.Fatal(err)
+				}
+				short, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+				defer cancel()
+				if v, err := s.node.DeleteService(short, "wide"); err == nil && v.State == "removed" {
+					t.Fatal("it is removed, and its lock is held")
+				}
+				if r, err := s.node.Rollback(t.Context(), holder.ID); err != nil || r.Abort == nil {
+					t.Fatalf("%+v, %v", r, err)
+				}
+				if v, err := s.node.DeleteService(t.Context(), "wide"); code(err) != reason.NotFound && (err != nil || v.State != "removed") {
+					t.Errorf("when the lock was given back: %+v, %v", v, err)
+				}
+			})
+		}
+	}
 }

@@ -1,6 +1,10 @@
 package shard
 
-import "github.com/assent-tx/assent/internal/txn"
+import (
+	"slices"
+
+	"github.com/assent-tx/assent/internal/txn"
+)
 
 // Removing a service: every shard drains before the registry's lets go of it.
 
@@ -26,6 +30,45 @@ func (s *Shard) drainOthers(name string) {
 	}
 }
 
+// inUse reports whether a transaction has a branch at the service, or a lock of it, here or
+// asked for from here. One that has only locks counts too: registered anew with other
+// partitions, the service would have them granted twice.
+func (s *Shard) inUse(name string) bool {
+	if s.st.OpenAt(name) > 0 || s.st.LockInUse(name) {
+		return true
+	}
+	if s.cfg.Shards > 1 {
+		for _, r := range s.runs { // order does not matter: is there one?
+			for i := range r.t.Foreign {
+				if slices.Contains(r.t.Foreign[i].Services, name) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// stillOpen is what the registry is told: how many transactions keep the service here, or
+// 1 if they are not counted.
+func (s *Shard) stillOpen(name string) int {
+	if n := s.st.OpenAt(name); n > 0 || !s.inUse(name) {
+		return n
+	}
+	return 1
+}
+
+// lookAtDrains removes what a transaction that is over, or a lock that was given back, was
+// the last to keep.
+func (s *Shard) lookAtDrains() {
+	if len(s.drains) == 0 {
+		return
+	}
+	for _, name := range sortedNames(s.drains) {
+		s.removeIfDrained(name)
+	}
+}
+
 // drainedElsewhere reports whether no other shard has the service open.
 func (s *Shard) drainedElsewhere(name string) bool {
 	return s.cfg.Shards <= 1 || len(s.foreign.drains[name]) == int(s.cfg.Shards)-1
@@ -33,7 +76,7 @@ func (s *Shard) drainedElsewhere(name string) bool {
 
 func (s *Shard) drainAsked(m *Message) {
 	if s.st.DrainedHere(m.Service, m.Generation) {
-		s.send(Message{Kind: MessageDrained, To: m.From, Service: m.Service, Generation: m.Generation, Open: s.st.OpenAt(m.Service)})
+		s.send(Message{Kind: MessageDrained, To: m.From, Service: m.Service, Generation: m.Generation, Open: s.stillOpen(m.Service)})
 		return
 	}
 	if _, under := s.foreign.drainOut[m.Service]; !under {
@@ -45,7 +88,7 @@ func (s *Shard) drainAsked(m *Message) {
 func (s *Shard) drainedHere(e *txn.Effect) {
 	delete(s.foreign.drainOut, e.Name)
 	s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
-	s.send(Message{Kind: MessageDrained, Service: e.Name, Generation: e.Token, Open: s.st.OpenAt(e.Name)})
+	s.send(Message{Kind: MessageDrained, Service: e.Name, Generation: e.Token, Open: s.stillOpen(e.Name)})
 }
 
 func (s *Shard) drained(m *Message) {

@@ -214,9 +214,7 @@ func (s *Shard) ended(t *txn.Txn) {
 	s.releaseReady(t)
 	s.kept.keep(t.ID, r, s.cfg.MaxResultBytes)
 	delete(s.runs, t.ID)
-	for i := range t.Branches {
-		s.removeIfDrained(t.Branches[i].Service)
-	}
+	s.lookAtDrains()
 	s.forget(false)
 }
 

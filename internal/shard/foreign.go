@@ -446,6 +446,7 @@ func (s *Shard) releaseAsked(m *Message) {
 
 func (s *Shard) released(e *txn.Effect) {
 	delete(s.foreign.cycles, e.ID)
+	s.lookAtDrains()
 	s.send(Message{Kind: MessageReleased, To: e.ID.Shard(s.cfg.Shards), ID: e.ID, Service: e.Name, Waiting: e.Waiting})
 }
 

@@ -200,3 +200,19 @@ func TestNobodyGivesWayToWhoIsGone(t *testing.T) {
 		d.act()
 	}
 }
+
+// A step that comes while the SEAL is on its way is refused by it, not by the decision.
+func TestStepBehindASeal(t *testing.T) {
+	d := leads(t, 2)
+	id := homedID(0, 2, 2)
+	d.open(1, id, 600_000)
+	d.sealing(id)
+	d.enlist(5, &txn.Enlist{ID: id, Step: 2, Locks: exclusive("s/b")})
+	d.all()
+	if r := d.s.State().Get(id); r.Status != txn.Preparing {
+		t.Fatalf("it is %s", r.Status)
+	}
+	if r := d.answered(5); r == nil || r.Err == nil || r.Err.Code != reason.CommitAsked {
+		t.Errorf("answered %+v", r)
+	}
+}

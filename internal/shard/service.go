@@ -64,7 +64,11 @@ func (s *Shard) draining(e *txn.Effect) {
 
 func (s *Shard) removeIfDrained(name string) {
 	v := s.st.Service(name)
-	if v == nil || !v.Draining || s.st.OpenAt(name) > 0 || !s.drainedElsewhere(name) {
+	if v == nil || !v.Draining {
+		return
+	}
+	s.drains[name] = struct{}{}
+	if s.inUse(name) || !s.drainedElsewhere(name) {
 		return
 	}
 	if _, under := s.removing[name]; under {
@@ -76,6 +80,7 @@ func (s *Shard) removeIfDrained(name string) {
 
 func (s *Shard) removed(name string) {
 	delete(s.removing, name)
+	delete(s.drains, name)
 	s.notice(Notice{Kind: NoticeService, Service: name, Text: "removed"})
 	for _, token := range s.removals[name] {
 		s.waiting--

@@ -111,6 +111,7 @@ type Shard struct {
 	services map[string][]svcWaiter  // registry requests in the order of their records
 	removals map[string][]Token      // deletions that wait until the service is drained
 	removing map[string]struct{}     // a REMOVE is on its way
+	drains   map[string]struct{}     // services that are to be removed
 	backoff  map[string]*backoffList // branches in backoff, by service
 
 	memberWaiters []Token // requests on members and placement, in the order of their records
@@ -270,7 +271,7 @@ func (s *Shard) reset() {
 	s.proposed = map[txnid.ID]struct{}{}
 	s.services = map[string][]svcWaiter{}
 	s.removals = map[string][]Token{}
-	s.removing = map[string]struct{}{}
+	s.removing, s.drains = map[string]struct{}{}, map[string]struct{}{}
 	s.backoff = map[string]*backoffList{}
 	s.barriers, s.memberWaiters = nil, nil
 	s.kept = keptResults{byID: map[txnid.ID]keptResult{}}

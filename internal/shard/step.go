@@ -252,6 +252,7 @@ func (s *Shard) commitAsked(t *txn.Txn) {
 	if t.Status == txn.Preparing {
 		s.prepareAll(r)
 	}
+	s.nextHeld(r) // whoever came behind the SEAL is refused
 }
 
 // heartbeat is a question after the transaction that also says: the client is there.

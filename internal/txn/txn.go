@@ -377,6 +377,9 @@ func (s *State) Locks(after string, limit int, match func(key string, waiters in
 // LockQueue counts the transactions that wait for one node.
 func (s *State) LockQueue(key string) int { return s.locks.Queue(key) }
 
+// LockInUse reports whether somebody holds or waits for a key of a service here.
+func (s *State) LockInUse(service string) bool { return s.locks.InUse(service) }
+
 // LockWaiters counts the transactions that wait for a lock.
 func (s *State) LockWaiters() int { return s.locks.Waiters() }
 
