@@ -351,7 +351,7 @@ func listsInPostgres(t *testing.T, binary, shards string) (*history, []*pgtest.C
 		if err := s.SQL(t.Context(), "postgres", "CREATE TABLE item (n bigserial PRIMARY KEY, key text NOT NULL, value bigint NOT NULL)"); err != nil {
 			t.Fatal(err)
 		}
-		config += fmt.Sprintf("  - postgres:\n      service: %s\n      dsn: %q\n      isolation: read committed\n      sweep-interval: 1s\n      orphan-after: 2s\n", name, s.DSN("postgres"))
+		config += fmt.Sprintf("  - postgres:\n      service: %s\n      dsn: %q\n      sweep-interval: 1s\n      orphan-after: 2s\n", name, s.DSN("postgres"))
 		servers = append(servers, s)
 	}
 	file := filepath.Join(dir, "assent.yaml")
