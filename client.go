@@ -235,7 +235,8 @@ func (t *Transaction) err() error {
 	return e
 }
 
-// Get tells the state of a transaction.
+// Get tells the state of a transaction. Without a record of it, or with one that is
+// forgotten by now, the error is an *Error with the reason NOT_FOUND.
 func (c *Client) Get(ctx context.Context, id string) (*Transaction, error) {
 	t := &Transaction{}
 	return t, c.call(ctx, id, http.MethodGet, "/v1/transactions/"+url.PathEscape(id), nil, t)

@@ -83,7 +83,12 @@ func (c *Client) Run(ctx context.Context, f func(ctx context.Context, tx *Tx) er
 }
 
 // Tx is a transaction that Run has begun. It is safe for concurrent use until the
-// function that got it returns.
+// function that got it returns. It takes at most 4,096 steps, of 64 operations and 256 keys
+// each unless the coordinator is set otherwise, and 16 MiB of payloads.
+//
+// A step returns an *AbortedError if the transaction is aborted, an *Error if it is refused
+// and has changed nothing, and otherwise the context's error: then it may have been taken,
+// and the transaction is not committed.
 type Tx struct {
 	c    *Client
 	id   string
