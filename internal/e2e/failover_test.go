@@ -197,6 +197,28 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 	}
 }
 
+// steady waits until no lead has moved for a while: a cluster that has just been made
+// spreads them, and its nodes still learn of each other and of the services.
+func (c *cluster) steady(ctx context.Context, shards uint32) {
+	c.t.Helper()
+	const quiet = 3 * time.Second
+	last, since := "", time.Now()
+	for time.Since(since) < quiet {
+		now := ""
+		for shard := range shards {
+			n, err := c.AwaitLeader(ctx, shard, nil)
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			now += n.Name + " "
+		}
+		if now != last {
+			last, since = now, time.Now()
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
 // TestTwoNodesApart: two leaders do not see each other, and a third node sees both. Nobody
 // is elected, since each of them has its majority; what they have to say to each other, for
 // transactions with locks of both and for requests that a client brings to the wrong one,
@@ -205,6 +227,7 @@ func TestTwoNodesApart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	c, _ := twoBooks(ctx, t, 3)
+	c.steady(ctx, 3)
 	l, working := c.newLoad(ctx)
 	c.oneShots(working, l, 6)
 	c.stepByStep(working, l, 3, deferred)

@@ -233,12 +233,23 @@ func (n *Node) confirmUnknown(ctx context.Context, name string) *reason.Error {
 	case err != nil:
 		return asReason(err)
 	case known:
-		n.awaitService(ctx, name)
-		e := reason.New(reason.UnknownService, "try again", "service %q was registered this moment", name)
-		e.RetryAfterMs = 1
-		return e
+		return n.notHereYet(ctx, name)
 	}
 	return reason.New(reason.UnknownService, "register it with PUT /v1/services/"+name, "service %q is not registered", name)
+}
+
+// notHereYet waits for a service that is registered, and says that the request is to be
+// computed anew; or, if it does not come, that this node cannot take it now: who reads
+// "unknown" does not try again.
+func (n *Node) notHereYet(ctx context.Context, name string) *reason.Error {
+	n.awaitService(ctx, name)
+	e := reason.New(reason.UnknownService, "try again", "service %q was registered this moment", name)
+	e.RetryAfterMs = 1
+	if n.registry.Load().byName[name] == nil {
+		e = reason.New(reason.NotReady, "try again, or at another node", "this node's copy of the registry has not got service %q yet", name)
+		e.RetryAfterMs = 200
+	}
+	return e
 }
 
 // submissionDigest identifies the decoded request: same digest, same work. It
