@@ -172,9 +172,9 @@ func (s *Shard) decided(t *txn.Txn) {
 }
 
 // decisionIgnored handles a decision that came second or too late. The timeout of a
-// one-phase transaction can meet its grant in the log, and an abort to give way the SEAL
-// of a transaction that is prepared from then on: then the votes decide. A yes that came
-// meanwhile counts; who said anything else is asked again.
+// one-phase transaction can meet its grant in the log: then its vote decides. A yes that
+// came meanwhile counts; who said anything else is asked again. (No abort to give way is
+// proposed behind a SEAL, see askedToGiveWay.)
 func (s *Shard) decisionIgnored(e *txn.Effect) {
 	delete(s.proposed, e.ID)
 	if e.Txn == nil {
@@ -192,12 +192,6 @@ func (s *Shard) decisionIgnored(e *txn.Effect) {
 	}
 	if r.votes == len(r.branches) {
 		s.proposeCommit(r)
-		return
-	}
-	if s.now.MonoUs >= r.deadlineUs { // it was passed over while the abort was on its way
-		s.timedOut(r)
-	}
-	if r.deciding {
 		return
 	}
 	for i := range r.branches {

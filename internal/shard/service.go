@@ -68,10 +68,8 @@ func (s *Shard) removeIfDrained(name string) {
 		return
 	}
 	s.drains[name] = struct{}{}
-	if s.inUse(name) || !s.drainedElsewhere(name) {
-		return
-	}
-	if _, under := s.removing[name]; under {
+	// Who uses it is looked at last: that may look at every open transaction.
+	if _, under := s.removing[name]; under || !s.drainedElsewhere(name) || s.inUse(name) {
 		return
 	}
 	s.removing[name] = struct{}{}
