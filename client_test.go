@@ -539,4 +539,8 @@ func TestCommitRefusedByAProxy(t *testing.T) {
 	if err != nil && !errors.As(err, &u) {
 		t.Errorf("a committed transaction is told as %T: %v", err, err)
 	}
+	var proxy *assent.Error
+	if errors.As(err, &proxy) && proxy.Permanent() {
+		t.Errorf("a proxy's word is taken for permanent: %v", proxy)
+	}
 }
