@@ -78,12 +78,17 @@ func (c *benchCmd) Run() error {
 		return err
 	}
 	if c.Contention {
+		if c.URL != "" || len(c.DSN) > 0 || c.Participants != "http" {
+			return &exitError{exitUsage, errors.New("--contention starts a coordinator and participants of its own: leave out --url, --dsn and --participants")}
+		}
 		cfg := bench.Config{Binary: self, Dir: c.Dir, Nodes: c.Nodes, Shards: c.Shards, Concurrency: max(c.Concurrency, 1), Duration: c.Duration}
 		contention, err := bench.RunContention(ctx, cfg, c.Tables, os.Stderr)
 		if c.Output == "json" {
 			return errors.Join(err, printJSON(contention))
 		}
-		contention.Print(os.Stdout)
+		if len(contention.Rows) > 0 { // what was measured before an error
+			contention.Print(os.Stdout)
+		}
 		return err
 	}
 	switch {

@@ -201,6 +201,7 @@ func TestUsage(t *testing.T) {
 		{"bad URL", "txn list --url localhost:7070", "write http://host:port"},
 		{"bad wait", "txn list --request-wait 1ms", "--request-wait is 1ms"},
 		{"bad output", "txn list -o yaml", "--output"},
+		{"contention elsewhere", "bench --contention --url http://127.0.0.1:1", "leave out --url"},
 		{"resolve without note", "txn resolve " + someID, "--note"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -157,7 +157,7 @@ func TestScalingTables(t *testing.T) {
 
 // A workload that is not there is told before anything is started.
 func TestNoSuchWorkload(t *testing.T) {
-	if _, err := RunContention(t.Context(), Config{}, "nobody", io.Discard); err == nil || !strings.Contains(err.Error(), "nobody") {
+	if _, err := RunContention(t.Context(), Config{}, "nobody", io.Discard); err == nil || !strings.Contains(err.Error(), "nobody") || !strings.Contains(err.Error(), "zipf/steps") {
 		t.Errorf("got %v", err)
 	}
 }

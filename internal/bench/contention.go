@@ -62,7 +62,11 @@ func RunContention(ctx context.Context, cfg Config, only string, progress io.Wri
 	found := &Contention{Clients: cfg.Concurrency, Shards: max(cfg.Shards, 1)}
 	all := contention.Workloads()
 	if !slices.ContainsFunc(all, func(w contention.Workload) bool { return strings.Contains(w.Name, only) }) {
-		return found, fmt.Errorf("no workload is named like %q", only)
+		var names []string
+		for _, w := range all {
+			names = append(names, w.Name)
+		}
+		return found, fmt.Errorf("no workload is named like %q: there are %s", only, strings.Join(names, ", "))
 	}
 	dir, err := os.MkdirTemp(cfg.Dir, "assent-bench-")
 	if err != nil {
