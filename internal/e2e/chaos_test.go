@@ -172,8 +172,7 @@ func (c *chaos) round(ctx context.Context, round int, until time.Time, next func
 		c.t.Logf("%s: %.1f s, %d commits meanwhile, mended and at work after %.1f s", names, lasted.Seconds(), during, time.Since(start).Seconds()-lasted.Seconds())
 	}
 	l.stop()
-	c.quiet(ctx)
-	if c.t.Failed() {
+	if !c.quiet(ctx) {
 		return
 	}
 	nothingPrepared(c.t, c.servers)

@@ -96,12 +96,7 @@ func (n *Node) Enlist(ctx context.Context, id string, s Step) (Transaction, erro
 }
 
 func (n *Node) enlistNumbered(ctx context.Context, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
-	for try := 0; ; try++ {
-		t, err := n.enlistOnce(ctx, id, s, digest)
-		if err == nil || try == 2 || err.Code != reason.UnknownService {
-			return t, err
-		}
-	}
+	return n.withRegistry(ctx, func() (Transaction, *reason.Error) { return n.enlistOnce(ctx, id, s, digest) })
 }
 
 // Steps with a key have numbers that no client can choose: the key's hash. The first
@@ -164,7 +159,7 @@ func (n *Node) enlistOnce(ctx context.Context, id txnid.ID, s *Step, digest [32]
 	token := shard.Token(n.tokens.Add(1))
 	ev := &shard.Enlist{Token: token, ID: id, Step: s.Number, Digest: digest, Enlist: txn.AppendEnlist(nil, c), Locks: c.Locks}
 	rep := n.home(id).do(ctx, token, ev, &shard.Cancel{ID: id})
-	return n.transaction(&rep)
+	return n.computed(&rep)
 }
 
 func (n *Node) answersStep(ctx context.Context, id txnid.ID, number uint32, digest [32]byte) (known bool) {
@@ -189,16 +184,26 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 	}
 	c := &txn.Enlist{ID: id, Step: s.Number}
 	var needs []lock.Need
-	reg := n.registry.Load()
-	find := func(name string) (*txn.Service, *reason.Error) {
-		e := reg.byName[name]
-		switch {
-		case e == nil:
-			return nil, n.confirmUnknown(ctx, name)
-		case e.service.Draining:
-			return nil, drainingError(name)
+	reg, err := n.registryWith(ctx, func(yield func(string) bool) {
+		for i := range s.Operations {
+			if !yield(s.Operations[i].Service) {
+				return
+			}
 		}
-		return e.service, nil
+		for i := range s.Locks {
+			if !yield(s.Locks[i].Service) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	find := func(name string) (*txn.Service, *reason.Error) {
+		if v := reg.byName[name].service; !v.Draining {
+			return v, nil
+		}
+		return nil, drainingError(name)
 	}
 	for i := range s.Operations {
 		op := &s.Operations[i]

@@ -2,10 +2,12 @@ package node
 
 import (
 	"context"
+	"iter"
 	"strings"
 	"time"
 
 	"github.com/assent-tx/assent/internal/lock"
+	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/rm"
 	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txn"
@@ -111,17 +113,89 @@ func (n *Node) nearby(id txnid.ID, op *Operation) txnid.ID {
 const (
 	registryPatience = time.Second
 	registryPause    = 2 * time.Millisecond
+	registryTries    = 3
 )
 
-// awaitService waits until a service that is registered has arrived in the local copy.
-func (n *Node) awaitService(ctx context.Context, name string) {
-	for end := time.Now().Add(registryPatience); n.registry.Load().byName[name] == nil && time.Now().Before(end); {
+// registryWith is a copy of the registry that has each of the services. One that has not
+// arrived here is waited for; who reads "unknown" does not try again, so shard 0's leader
+// is asked before that is said.
+func (n *Node) registryWith(ctx context.Context, services iter.Seq[string]) (*registry, *reason.Error) {
+	reg, waited := n.registry.Load(), false
+	for name := range services {
+		if reg.byName[name] != nil {
+			continue
+		}
+		known, err := n.KnowsService(ctx, name)
+		if err != nil && n.cfg.Peers != nil && !n.runners[0].health().Leading {
+			known, err = n.cfg.Peers.KnowsService(ctx, name)
+		}
+		switch {
+		case err != nil:
+			return nil, asReason(err)
+		case !known:
+			return nil, reason.New(reason.UnknownService, "register it with PUT /v1/services/"+name, "service %q is not registered", name)
+		case !n.awaitRegistry(ctx, func(reg *registry) bool { return reg.byName[name] != nil }):
+			return nil, registryBehind()
+		}
+		reg, waited = n.registry.Load(), true
+	}
+	if waited {
+		for name := range services {
+			if reg.byName[name] == nil {
+				return nil, registryBehind() // removed while another was waited for
+			}
+		}
+	}
+	return reg, nil
+}
+
+// withRegistry makes a request that is computed from a copy of the registry. The copy can
+// be outdated by the time the record is applied: the shard then refuses it and stores
+// nothing (computed says so), and the request is computed anew from the next copy.
+func (n *Node) withRegistry(ctx context.Context, request func() (Transaction, *reason.Error)) (Transaction, *reason.Error) {
+	for try := 1; ; try++ {
+		used := n.registry.Load()
+		t, err := request()
+		if err != errOutdated {
+			return t, err
+		}
+		if try == registryTries || !n.awaitRegistry(ctx, func(reg *registry) bool { return reg != used }) {
+			return t, registryBehind()
+		}
+	}
+}
+
+// errOutdated stays inside of withRegistry.
+var errOutdated = registryBehind()
+
+// computed is the answer to a request inside of withRegistry.
+func (n *Node) computed(rep *shard.Reply) (Transaction, *reason.Error) {
+	t, err := n.transaction(rep)
+	if err != nil && err.Code == reason.UnknownService {
+		err = errOutdated
+	}
+	return t, err
+}
+
+func registryBehind() *reason.Error {
+	e := reason.New(reason.NotReady, "try again, or at another node", "this node's copy of the registry of services is behind")
+	e.RetryAfterMs = 200
+	return e
+}
+
+// awaitRegistry waits until the local copy is as asked for, and says whether it is.
+func (n *Node) awaitRegistry(ctx context.Context, ok func(*registry) bool) bool {
+	for end := time.Now().Add(registryPatience); time.Now().Before(end); {
+		if ok(n.registry.Load()) {
+			return true
+		}
 		select {
 		case <-time.After(registryPause):
 		case <-ctx.Done():
-			return
+			return false
 		case <-n.stop:
-			return
+			return false
 		}
 	}
+	return false
 }

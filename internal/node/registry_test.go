@@ -1,21 +1,88 @@
-package node
+package node_test
 
 import (
+	"context"
 	"testing"
+	"time"
 
+	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
 )
 
-// TestRegistryBehind: a service that is registered, but not known to this node in time, is
-// no unknown one: the request is to be sent again.
+// behind is a node with two services, whose copy of the registry is empty.
+func behind(t *testing.T) (s *system, arrive func(names ...string)) {
+	s = start(t, nil)
+	for _, name := range []string{"a", "b"} {
+		s.register(newFake(t, name), nil)
+	}
+	return s, s.node.LoseRegistry()
+}
+
+// TestRegistryArrives: services that come to a node one after the other are waited for, by
+// transactions that use several of them, too.
+func TestRegistryArrives(t *testing.T) {
+	for name, order := range map[string][]string{"first of them first": {"a", "b"}, "last of them first": {"b", "a"}} {
+		t.Run(name, func(t *testing.T) {
+			s, arrive := behind(t)
+			wait, stop := context.WithTimeout(t.Context(), 20*time.Second)
+			defer stop()
+			tx, err := s.node.Begin(wait, node.Beginning{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			errs := make(chan error, 2)
+			go func() {
+				_, err := s.node.Submit(wait, node.Submission{Operations: []node.Operation{op("a", "x"), op("b", "x")}})
+				errs <- err
+			}()
+			go func() {
+				_, err := s.node.Enlist(wait, tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{{Operation: op("a", "y")}, {Operation: op("b", "y")}}})
+				errs <- err
+			}()
+			for _, service := range order {
+				time.Sleep(20 * time.Millisecond) // the time a message takes
+				arrive(service)
+			}
+			for range 2 {
+				if err := <-errs; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// TestRegistryBehind: a service that is registered, but does not come to this node in time,
+// is no unknown one: whoever reads that does not try again.
 func TestRegistryBehind(t *testing.T) {
-	n := &Node{stop: make(chan struct{})}
-	n.registry.Store(&registry{byName: map[string]*registered{}})
-	if err := n.notHereYet(t.Context(), "late"); err.Code != reason.NotReady || err.RetryAfterMs == 0 {
-		t.Errorf("it did not come: %+v", err)
+	s, arrive := behind(t)
+	arrive("a")
+	_, err := s.node.Submit(t.Context(), node.Submission{Operations: []node.Operation{op("a", "x"), op("b", "x")}})
+	wantCode(t, err, reason.NotReady)
+	_, err = s.node.Submit(t.Context(), node.Submission{Operations: []node.Operation{op("a", "x"), op("never", "x")}})
+	wantCode(t, err, reason.UnknownService)
+}
+
+// TestRegistryOutdated: a copy that names a service's predecessor is refused by the shard;
+// the request is computed anew from the next copy, or is to be sent again.
+func TestRegistryOutdated(t *testing.T) {
+	s := start(t, nil)
+	a := newFake(t, "a")
+	s.register(a, nil)
+	putBack := s.node.KeepRegistry()
+	if _, err := s.node.DeleteService(t.Context(), "a"); err != nil {
+		t.Fatal(err)
 	}
-	n.registry.Store(&registry{byName: map[string]*registered{"late": {}}})
-	if err := n.notHereYet(t.Context(), "late"); err.Code != reason.UnknownService || err.RetryAfterMs == 0 { // computed anew
-		t.Errorf("it came: %+v", err)
-	}
+	s.register(a, nil)
+	arrive := putBack()
+	_, err := s.node.Submit(t.Context(), node.Submission{Operations: []node.Operation{op("a", "x")}})
+	wantCode(t, err, reason.NotReady)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		time.Sleep(20 * time.Millisecond) // the time a message takes
+		arrive()
+	}()
+	s.submit(node.Submission{Operations: []node.Operation{op("a", "x")}})
+	<-done
 }

@@ -24,17 +24,11 @@ func (n *Node) Submit(ctx context.Context, s Submission) (Transaction, error) {
 	if err != nil {
 		return Transaction{}, err
 	}
-	// A registry copy can be outdated by the time the record is applied: the shard
-	// then refuses it, stores nothing, and the request is computed anew.
-	for try := 0; ; try++ {
-		t, err := n.submitOnce(ctx, id, &s)
-		if err == nil || try == 2 || err.Code != reason.UnknownService || !n.registryKnows(&s) {
-			if err != nil {
-				return t, err
-			}
-			return t, nil
-		}
+	t, refused := n.withRegistry(ctx, func() (Transaction, *reason.Error) { return n.submitOnce(ctx, id, &s) })
+	if refused != nil {
+		return t, refused
 	}
+	return t, nil
 }
 
 // NewSubmissionID makes an id for a submission that has none: with its home where its
@@ -44,16 +38,6 @@ func (n *Node) NewSubmissionID(s *Submission) string {
 		return NewID().String()
 	}
 	return n.nearby(NewID(), &s.Operations[0]).String()
-}
-
-func (n *Node) registryKnows(s *Submission) bool {
-	reg := n.registry.Load()
-	for i := range s.Operations {
-		if reg.byName[s.Operations[i].Service] == nil {
-			return false
-		}
-	}
-	return true
 }
 
 func (n *Node) submitOnce(ctx context.Context, id txnid.ID, s *Submission) (Transaction, *reason.Error) {
@@ -69,7 +53,7 @@ func (n *Node) submitOnce(ctx context.Context, id txnid.ID, s *Submission) (Tran
 	}
 	token := shard.Token(n.tokens.Add(1))
 	rep := r.do(ctx, token, &shard.Submit{Token: token, ID: id, Digest: b.Digest, Begin: txn.AppendBegin(nil, b), Locks: b.Locks, Wait: wait}, &shard.Cancel{ID: id})
-	return n.transaction(&rep)
+	return n.computed(&rep)
 }
 
 // knownID is what becomes of a submission whose id has a record.
@@ -119,17 +103,22 @@ func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begi
 	}
 	b := &txn.Begin{ID: id, TimeoutMs: n.timeoutMs(s), TraceParent: s.TraceParent, Branches: make([]txn.BeginBranch, 0, min(len(s.Operations), 4))}
 	b.Digest = submissionDigest(s)
-	reg := n.registry.Load()
+	reg, err := n.registryWith(ctx, func(yield func(string) bool) {
+		for i := range s.Operations {
+			if !yield(s.Operations[i].Service) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return nil, 0, err
+	}
 	needs := make([]lock.Need, 0, 4*len(s.Operations))
 	isolated := false
 	var only *txn.Service
 	for i := range s.Operations {
 		op := &s.Operations[i]
-		e := reg.byName[op.Service]
-		if e == nil {
-			return nil, 0, n.confirmUnknown(ctx, op.Service)
-		}
-		v := e.service
+		v := reg.byName[op.Service].service
 		if v.Draining {
 			return nil, 0, drainingError(v.Name)
 		}
@@ -141,7 +130,6 @@ func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begi
 			b.Branches = append(b.Branches, txn.BeginBranch{Service: v.Name, Generation: v.Generation, Isolated: v.Isolated})
 		}
 		b.Branches[at].Ops = append(b.Branches[at].Ops, op.Payload)
-		var err *reason.Error
 		if needs, err = n.needs(needs, op, v, place{id: id, index: i}); err != nil {
 			return nil, 0, err
 		}
@@ -221,35 +209,6 @@ func (n *Node) needs(dst []lock.Need, op *Operation, v *txn.Service, at place) (
 		dst = append(dst, lock.Need{Key: key, Mode: mode})
 	}
 	return dst, nil
-}
-
-// confirmUnknown asks shard 0's leader before a service is called unknown.
-func (n *Node) confirmUnknown(ctx context.Context, name string) *reason.Error {
-	known, err := n.KnowsService(ctx, name)
-	if err != nil && n.cfg.Peers != nil && !n.runners[0].health().Leading {
-		known, err = n.cfg.Peers.KnowsService(ctx, name)
-	}
-	switch {
-	case err != nil:
-		return asReason(err)
-	case known:
-		return n.notHereYet(ctx, name)
-	}
-	return reason.New(reason.UnknownService, "register it with PUT /v1/services/"+name, "service %q is not registered", name)
-}
-
-// notHereYet waits for a service that is registered, and says that the request is to be
-// computed anew; or, if it does not come, that this node cannot take it now: who reads
-// "unknown" does not try again.
-func (n *Node) notHereYet(ctx context.Context, name string) *reason.Error {
-	n.awaitService(ctx, name)
-	e := reason.New(reason.UnknownService, "try again", "service %q was registered this moment", name)
-	e.RetryAfterMs = 1
-	if n.registry.Load().byName[name] == nil {
-		e = reason.New(reason.NotReady, "try again, or at another node", "this node's copy of the registry has not got service %q yet", name)
-		e.RetryAfterMs = 200
-	}
-	return e
 }
 
 // submissionDigest identifies the decoded request: same digest, same work. It
