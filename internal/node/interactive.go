@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/assent-tx/assent/internal/lock"
@@ -146,7 +147,7 @@ func (n *Node) stepOfOtherKey(ctx context.Context, id txnid.ID, number uint32, d
 }
 
 func (n *Node) enlistOnce(ctx context.Context, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
-	c, err := n.step(ctx, id, s)
+	c, locksOf, err := n.step(ctx, id, s)
 	if err != nil {
 		// A step that was taken is answered by its record, and a transaction that is
 		// decided by its decision, whatever the registry and the limits say by now.
@@ -157,7 +158,7 @@ func (n *Node) enlistOnce(ctx context.Context, id txnid.ID, s *Step, digest [32]
 	}
 	c.Digest = digest
 	token := shard.Token(n.tokens.Add(1))
-	ev := &shard.Enlist{Token: token, ID: id, Step: s.Number, Digest: digest, Enlist: txn.AppendEnlist(nil, c), Locks: c.Locks}
+	ev := &shard.Enlist{Token: token, ID: id, Step: s.Number, Digest: digest, Enlist: txn.AppendEnlist(nil, c), Locks: c.Locks, LocksOf: locksOf}
 	rep := n.home(id).do(ctx, token, ev, &shard.Cancel{ID: id})
 	return n.computed(&rep)
 }
@@ -172,17 +173,17 @@ func (n *Node) answersStep(ctx context.Context, id txnid.ID, number uint32, dige
 	return known && err == nil
 }
 
-// step computes the ENLIST record.
-func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *reason.Error) {
+// step computes the ENLIST record, and of which services it has locks alone.
+func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (c *txn.Enlist, locksOf []shard.Registration, refused *reason.Error) {
 	switch {
 	case s.Refusal != nil:
-		return nil, s.Refusal
+		return nil, nil, s.Refusal
 	case s.Number == 0: // one with a key has got its number
-		return nil, reason.New(reason.InvalidField, "number the steps of a transaction 1, 2, 3, …", "step: missing or 0")
+		return nil, nil, reason.New(reason.InvalidField, "number the steps of a transaction 1, 2, 3, …", "step: missing or 0")
 	case len(s.Operations)+len(s.Locks) == 0:
-		return nil, reason.New(reason.EmptyOperations, "name at least one operation or lock", "the step has neither operations nor locks")
+		return nil, nil, reason.New(reason.EmptyOperations, "name at least one operation or lock", "the step has neither operations nor locks")
 	}
-	c := &txn.Enlist{ID: id, Step: s.Number}
+	c = &txn.Enlist{ID: id, Step: s.Number}
 	var needs []lock.Need
 	reg, err := n.registryWith(ctx, func(yield func(string) bool) {
 		for i := range s.Operations {
@@ -197,7 +198,7 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	find := func(name string) (*txn.Service, *reason.Error) {
 		if v := reg.byName[name].service; !v.Draining {
@@ -209,18 +210,13 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 		op := &s.Operations[i]
 		v, err := find(op.Service)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if op.Now && v.ExecuteURL == "" {
-			return nil, reason.New(reason.CannotExecute, `register the service with the URL http.execute, or leave "when" out: the operation then runs with prepare`,
+			return nil, nil, reason.New(reason.CannotExecute, `register the service with the URL http.execute, or leave "when" out: the operation then runs with prepare`,
 				"service %q executes nothing before prepare", v.Name)
 		}
-		at := -1
-		for j := range c.Branches {
-			if c.Branches[j].Service == v.Name {
-				at = j
-			}
-		}
+		at := enlistedAt(c, v.Name)
 		if at < 0 {
 			at = len(c.Branches)
 			c.Branches = append(c.Branches, txn.EnlistBranch{Service: v.Name, Generation: v.Generation, Isolated: v.Isolated})
@@ -230,24 +226,31 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (*txn.Enlist, *re
 			continue // the step's own locks say what it uses there
 		}
 		if needs, err = n.needs(needs, &op.Operation, v, place{id, s, i}); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	for i := range s.Locks {
 		l := &s.Locks[i]
 		v, err := find(l.Service)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if v.Isolated {
-			return nil, reason.New(reason.InvalidField, "leave its keys out: the service isolates itself", "service %q has isolation participant and takes no locks", v.Name)
+			return nil, nil, reason.New(reason.InvalidField, "leave its keys out: the service isolates itself", "service %q has isolation participant and takes no locks", v.Name)
+		}
+		if of := (shard.Registration{Service: v.Name, Generation: v.Generation}); enlistedAt(c, v.Name) < 0 && !slices.Contains(locksOf, of) {
+			locksOf = append(locksOf, of)
 		}
 		if needs, err = n.needs(needs, &Operation{Service: l.Service, Locks: []DeclaredLock{l.DeclaredLock}}, v, place{id, s, i}); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	c.Locks, c.Foreign = n.split(reg, id.Shard(n.cfg.Shards), lock.Fold(needs))
-	return c, nil
+	return c, locksOf, nil
+}
+
+func enlistedAt(c *txn.Enlist, service string) int {
+	return slices.IndexFunc(c.Branches, func(b txn.EnlistBranch) bool { return b.Service == service })
 }
 
 func coveredBy(locks []ServiceLock, service string) bool {

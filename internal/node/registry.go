@@ -168,10 +168,11 @@ func (n *Node) withRegistry(ctx context.Context, request func() (Transaction, *r
 // errOutdated stays inside of withRegistry.
 var errOutdated = registryBehind()
 
-// computed is the answer to a request inside of withRegistry.
+// computed is the answer to a request inside of withRegistry, which had no draining service
+// in its copy.
 func (n *Node) computed(rep *shard.Reply) (Transaction, *reason.Error) {
 	t, err := n.transaction(rep)
-	if err != nil && err.Code == reason.UnknownService {
+	if err != nil && (err.Code == reason.UnknownService || err.Code == reason.ServiceDraining) {
 		err = errOutdated
 	}
 	return t, err

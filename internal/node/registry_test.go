@@ -7,6 +7,7 @@ import (
 
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
+	"github.com/assent-tx/assent/internal/txn"
 )
 
 // behind is a node with two services, whose copy of the registry is empty.
@@ -85,4 +86,35 @@ func TestRegistryOutdated(t *testing.T) {
 	}()
 	s.submit(node.Submission{Operations: []node.Operation{op("a", "x")}})
 	<-done
+}
+
+// TestLockByOutdatedRegistry: locks without an operation are computed from the registry,
+// too. By the partitions of a service's predecessor they would be asked of other shards than
+// the same keys are by everybody else, and be granted twice.
+func TestLockByOutdatedRegistry(t *testing.T) {
+	s := startShards(t, testShards, nil)
+	a := newFake(t, "a")
+	s.register(a, func(spec *node.ServiceSpec) { spec.LockPartitions = testShards })
+	putBack := s.node.KeepRegistry()
+	if _, err := s.node.DeleteService(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	s.register(a, nil)
+	key := "k"
+	for txn.LockShard("a", key, testShards, testShards) == txn.LockShard("a", key, 1, testShards) {
+		key += "k"
+	}
+	step := node.Step{Number: 1, Locks: []node.ServiceLock{{Service: "a", DeclaredLock: node.DeclaredLock{Key: key}}}}
+	holder, late := s.begin(node.Beginning{IdleTimeout: time.Minute}), s.begin(node.Beginning{IdleTimeout: time.Minute})
+	if _, err := s.node.Enlist(t.Context(), holder.ID, step); err != nil {
+		t.Fatal(err)
+	}
+	putBack()
+	wait, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	defer stop()
+	tx, err := s.node.Enlist(wait, late.ID, step)
+	if err == nil && tx.Abort == nil {
+		t.Fatalf("%s is granted twice", key)
+	}
+	wantCode(t, err, reason.NotReady)
 }

@@ -3,6 +3,7 @@ package shard
 import (
 	"slices"
 
+	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
 )
 
@@ -98,4 +99,25 @@ func (s *Shard) drained(m *Message) {
 	}
 	done[m.From] = true
 	s.removeIfDrained(m.Service)
+}
+
+// takesNoLocks says why locks of these registrations are not taken, or nil. What this leader
+// has proposed counts already: who looks at a drained service's locks (inUse) must not miss
+// one whose record is on its way.
+func (s *Shard) takesNoLocks(of []Registration) *reason.Error {
+	for _, v := range of {
+		why := s.st.Admits(v.Service, v.Generation)
+		if _, under := s.foreign.drainOut[v.Service]; under && why == "" {
+			why = reason.ServiceDraining
+		}
+		for _, w := range s.services[v.Service] {
+			if w.drain && why == "" {
+				why = reason.ServiceDraining
+			}
+		}
+		if why != "" {
+			return refusal(why, v.Service)
+		}
+	}
+	return nil
 }

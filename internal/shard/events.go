@@ -53,6 +53,16 @@ type Enlist struct {
 	Digest [32]byte
 	Enlist []byte
 	Locks  []lock.Need // those of Enlist
+
+	// Services of which the step has locks and no operation. The record says nothing of
+	// their registrations, so they are looked at before it is proposed.
+	LocksOf []Registration
+}
+
+// Registration is one of a service's, which differ in what locks are computed from.
+type Registration struct {
+	Service    string
+	Generation uint64
 }
 
 // Seal asks for the commit of an interactive transaction.

@@ -216,3 +216,66 @@ func TestStepBehindASeal(t *testing.T) {
 		t.Errorf("answered %+v", r)
 	}
 }
+
+// Locks without an operation are taken by the registration that they were computed from: a
+// service that is being removed takes none, whichever record is on its way, so that it is
+// not registered anew, with other partitions, while somebody holds a key by the old ones.
+func TestLocksOfARemovedService(t *testing.T) {
+	register := func(d *drive, partitions uint32) {
+		d.step(&PutService{Token: 90, Service: &txn.Service{
+			Name: "s", PrepareURL: "http://s/p", CommitURL: "http://s/c", RollbackURL: "http://s/r",
+			MaxInFlight: 1, PrepareTimeoutMs: 1000, FinishTimeoutMs: 1000, Partitions: partitions,
+		}})
+		d.all()
+	}
+	lockOnly := func(d *drive, token Token, id txnid.ID, generation uint64) {
+		c := &txn.Enlist{ID: id, Step: uint32(token), Locks: exclusive("s/a")}
+		c.Digest[0] = byte(c.Step)
+		d.step(&Enlist{
+			Token: token, ID: id, Step: c.Step, Digest: c.Digest, Enlist: txn.AppendEnlist(nil, c), Locks: c.Locks,
+			LocksOf: []Registration{{Service: "s", Generation: generation}},
+		})
+	}
+	wants := func(d *drive, token Token, code reason.Code) {
+		t.Helper()
+		if r := d.answered(token); r == nil || code == "" && r.Err != nil || code != "" && (r.Err == nil || r.Err.Code != code) {
+			t.Errorf("request %d: got %+v, want %q", token, r, code)
+		}
+	}
+	id, other := homedID(0, 1, 1), homedID(0, 1, 2)
+	for name, drains := range map[string]func(d *drive){
+		"the registry's shard": func(d *drive) { d.step(&DeleteService{Token: 10, Name: "s"}) },
+		"another shard":        func(d *drive) { d.step(&Message{Kind: MessageDrain, From: 0, Service: "s", Generation: 1}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := leads(t, 1)
+			register(d, 1)
+			d.open(1, id, 600_000)
+			d.open(2, other, 600_000)
+			lockOnly(d, 3, id, 1) // before: removal waits for it
+			drains(d)
+			lockOnly(d, 4, other, 1) // on its way
+			d.all()
+			wants(d, 3, "")
+			wants(d, 4, reason.ServiceDraining)
+			lockOnly(d, 5, other, 1) // and since
+			d.all()
+			wants(d, 5, reason.ServiceDraining)
+			if d.s.st.Service("s") == nil || !d.s.inUse("s") {
+				t.Error("it is removed, and its lock is held")
+			}
+		})
+	}
+	d := leads(t, 1)
+	register(d, 1)
+	d.open(1, id, 600_000)
+	d.step(&DeleteService{Token: 10, Name: "s"})
+	d.all()
+	register(d, 2)
+	lockOnly(d, 3, id, 1)
+	d.all()
+	wants(d, 3, reason.UnknownService)
+	lockOnly(d, 4, id, 2)
+	d.all()
+	wants(d, 4, "")
+}

@@ -61,6 +61,9 @@ func (s *Shard) enlist(ev *Enlist) {
 	if err == nil {
 		err = s.fullQueue(ev.Locks)
 	}
+	if err == nil {
+		err = s.takesNoLocks(ev.LocksOf)
+	}
 	if err != nil {
 		s.refuse(ev.Token, err)
 		return

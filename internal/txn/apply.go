@@ -257,7 +257,7 @@ func (s *State) applyBegin(c *Begin) {
 		return
 	}
 	for i := range c.Branches {
-		if why := s.admits(c.Branches[i].Service, c.Branches[i].Generation); why != "" {
+		if why := s.Admits(c.Branches[i].Service, c.Branches[i].Generation); why != "" {
 			s.emit(Effect{Kind: EffectBeginRefused, ID: c.ID, Reason: why, Name: c.Branches[i].Service})
 			return
 		}
@@ -297,8 +297,8 @@ func (s *State) began(t *Txn) {
 	s.emit(Effect{Kind: EffectBegan, ID: t.ID, Txn: t})
 }
 
-// admits says why this shard refuses a branch, or "".
-func (s *State) admits(service string, generation uint64) reason.Code {
+// Admits says why this shard refuses a branch, or "".
+func (s *State) Admits(service string, generation uint64) reason.Code {
 	v := s.served[service]
 	switch {
 	case v == nil && generation <= s.nextGen:

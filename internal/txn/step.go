@@ -129,7 +129,7 @@ func (s *State) refusesStep(t *Txn, c *Enlist) (why reason.Code, name string) {
 	}
 	for i := range c.Branches {
 		b := &c.Branches[i]
-		if why := s.admits(b.Service, b.Generation); why != "" {
+		if why := s.Admits(b.Service, b.Generation); why != "" {
 			return why, b.Service
 		}
 		if at := t.branchAt(b.Service); at >= 0 && t.Branches[at].Generation != b.Generation {
