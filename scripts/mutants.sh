@@ -87,6 +87,8 @@ step-sent-before-granted     |$sessions
 undeclared-keys-shared       |internal/node|^TestModes$|
 unknown-is-success           |$sim
 victim-is-prepared           |$sessions
+locks-of-any-registration    |internal/sim/sessions|^TestMoves$|
+removal-misses-locks         |internal/sim/sessions|^TestMoves$|
 log-ack-after-failure        |internal/replog|^TestWriteErrorsAreFatal$|
 log-no-floor-check           |internal/replog|^TestDamageAfterCleanClose$|
 log-no-promise-check         |internal/replog|^TestEveryFlippedByteOfAKilledLogIsFound$|

@@ -155,7 +155,7 @@ type run struct {
 	t          *txn.Txn
 	branches   []branchRun
 	votes      int  // yes and read_only
-	deciding   bool // a decision of this leader is on its way
+	deciding   bool // a decision of this leader is proposed; it may come too late (decisionIgnored)
 	onePhase   bool // the participant has committed in one phase: known before it is recorded
 	deadlineUs int64
 	lockUs     int64 // when its wait for locks is too long; 0: it never is

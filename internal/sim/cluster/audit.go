@@ -530,6 +530,10 @@ func (g *group) told(r *replica, q *request, rep *shard.Reply) {
 		}
 		return
 	}
+	if v := rep.Service; v != nil {
+		g.c.line("%s: tells of service %s, generation %d, removed: %t", r, v.Service.Name, v.Service.Generation, v.Removed)
+		return
+	}
 	if rep.View == nil {
 		w.Fail("%s: an answer that says nothing", r)
 	}

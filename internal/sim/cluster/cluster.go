@@ -253,7 +253,14 @@ func (q *request) giveUp() {
 				return
 			}
 			c.hit(WaitGivenUp)
-			r.step(&shard.Cancel{Token: q.token, ID: q.id})
+			cancel := &shard.Cancel{Token: q.token, ID: q.id}
+			switch ev := q.ev.(type) {
+			case *shard.PutService:
+				cancel.Name = ev.Service.Name
+			case *shard.DeleteService:
+				cancel.Name = ev.Name
+			}
+			r.step(cancel)
 			if r.waiting[q.token] != nil {
 				c.w.Fail("%s: request %d for %s was given up, but not answered", r, q.token, q.id)
 			}

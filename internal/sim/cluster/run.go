@@ -34,6 +34,7 @@ func Run(seed uint64, trace bool, verbose func(string)) (res Result) {
 	if seed%3 == 0 {
 		opt.RestartPct = 1
 	}
+	opt.Moves = seed%7 == 3
 	var l *lines
 	if trace || verbose != nil {
 		l = &lines{all: verbose}

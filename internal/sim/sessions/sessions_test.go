@@ -72,6 +72,28 @@ func TestWithoutFaults(t *testing.T) {
 	}
 }
 
+// TestMoves: a service is removed and registered anew, with other partitions, while its keys
+// are locked, and some who lock them do not know it yet.
+func TestMoves(t *testing.T) {
+	opt := DefaultOptions()
+	opt.Moves, opt.Trusting, opt.Shards = true, true, 3
+	var sum Report
+	for seed := *first; seed < *first+uint64(max(20, *seeds/5)); seed++ {
+		r, err := Run(seed, opt)
+		if err != nil || len(r.Anomalies) > 0 || len(r.Replay) > 0 || len(r.Locks) > 0 {
+			t.Fatal(seed, err, r.Anomalies, r.Replay, r.Locks)
+		}
+		sum.Moved += r.Moved
+		sum.Committed += r.Committed
+		sum.Aborted += r.Aborted
+		sum.Unknown += r.Unknown
+	}
+	t.Logf("%+v", sum)
+	if sum.Moved == 0 || sum.Committed == 0 {
+		t.Error("too little happened")
+	}
+}
+
 // TestDeaths: where only shards die, whoever waits goes on soon: what one shard has asked
 // of another is asked again. Hardly anybody waits until the timeout; that takes several
 // deaths of the same shard.

@@ -117,16 +117,18 @@ func (w *World) newSubject() *subject {
 	w.values++
 	op := fmt.Appendf(nil, `{"append":true,"key":%q,"value":%d}`, key, w.values)
 	needs := []lock.Need{{Key: key, Mode: lock.X}}
+	name := w.parts[service].name
+	by := map[string]registration{name: w.registration(name)}
 	if s.whole {
-		b := &txn.Begin{ID: s.id, Digest: [32]byte{1}, TimeoutMs: 2_000, Branches: []txn.BeginBranch{{Service: w.parts[service].name, Generation: 1, Ops: [][]byte{op}}}}
-		b.Locks, b.Foreign = w.split(s.id, needs)
+		b := &txn.Begin{ID: s.id, Digest: [32]byte{1}, TimeoutMs: 2_000, Branches: []txn.BeginBranch{{Service: name, Generation: by[name].generation, Ops: [][]byte{op}}}}
+		b.Locks, b.Foreign = w.split(s.id, needs, by)
 		s.submit, s.locks = txn.AppendBegin(nil, b), b.Locks
 		return s
 	}
 	s.submit = txn.AppendOpen(nil, &txn.Open{ID: s.id, Digest: [32]byte{1}, TimeoutMs: 1_000, IdleMs: 500})
-	e := &txn.Enlist{ID: s.id, Step: 1, Digest: [32]byte{2}, Branches: []txn.EnlistBranch{{Service: w.parts[service].name, Generation: 1}}}
+	e := &txn.Enlist{ID: s.id, Step: 1, Digest: [32]byte{2}, Branches: []txn.EnlistBranch{{Service: name, Generation: by[name].generation}}}
 	e.Ops = []txn.EnlistOp{{Now: w.rng.IntN(2) == 0, Payload: op}}
-	e.Locks, e.Foreign = w.split(s.id, needs)
+	e.Locks, e.Foreign = w.split(s.id, needs, by)
 	s.step, s.locks = txn.AppendEnlist(nil, e), e.Locks
 	return s
 }

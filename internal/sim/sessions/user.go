@@ -125,26 +125,6 @@ func (u *user) payload(i int) []byte {
 	return fmt.Appendf(nil, `{"append":%t,"key":%q,"value":%d}`, m.Append, m.Key, m.Value)
 }
 
-// split divides the locks of a transaction between its home and other shards. The
-// second service has two partitions.
-func (w *World) split(id txnid.ID, needs []lock.Need) (here []lock.Need, elsewhere []txn.LockPart) {
-	shards := uint32(w.opt.Shards)
-	partitions := func(service string) uint32 {
-		if service == "s1" {
-			return 2
-		}
-		return 1
-	}
-	for _, p := range txn.SplitLocks(lock.Fold(needs), partitions, shards) {
-		if p.Shard == id.Shard(shards) {
-			here = p.Needs
-		} else {
-			elsewhere = append(elsewhere, p)
-		}
-	}
-	return here, elsewhere
-}
-
 // acquire records that a lock is asked for, whatever is locked instead.
 func (u *user) acquire(i int) (granted func()) {
 	mode := map[lock.Mode]linear.Mode{lock.S: linear.Shared, lock.U: linear.Update, lock.X: linear.Exclusive}[u.modes[i]]
@@ -174,16 +154,22 @@ func (u *user) submit() {
 		name := u.service(i)
 		if _, ok := at[name]; !ok {
 			at[name] = len(b.Branches)
-			b.Branches = append(b.Branches, txn.BeginBranch{Service: name, Generation: 1})
+			b.Branches = append(b.Branches, txn.BeginBranch{Service: name})
 		}
 		b.Branches[at[name]].Ops = append(b.Branches[at[name]].Ops, u.payload(i))
 		needs = append(needs, lock.Need{Key: u.key(i), Mode: u.modes[i]})
 		granted = append(granted, u.acquire(i))
 	}
-	b.Locks, b.Foreign = u.w.split(u.id, needs)
-	begin := txn.AppendBegin(nil, b)
 	var ask func()
 	ask = func() {
+		by := map[string]registration{}
+		for i := range b.Branches {
+			v := &b.Branches[i]
+			by[v.Service] = u.w.registration(v.Service)
+			v.Generation = by[v.Service].generation
+		}
+		b.Locks, b.Foreign = u.w.split(u.id, needs, by)
+		begin := txn.AppendBegin(nil, b)
 		u.w.cluster.Ask(u.id, func(t shard.Token) shard.Event {
 			return &shard.Submit{Token: t, ID: u.id, Digest: b.Digest, Begin: begin, Locks: b.Locks, Wait: shard.WaitCompleted}
 		}, func(r *shard.Reply) {
@@ -253,49 +239,111 @@ func (u *user) take() {
 	first := u.step
 	n := 1 + w.rng.IntN(min(3, len(u.mops)-first))
 	u.step += n
+	if w.registrar != nil && w.rng.IntN(2) == 0 { // the locks first, in a step of their own
+		u.enlist(first, n, true, func(*shard.View) { w.At(w.UpTo(50_000), func() { u.operate(first, n) }) })
+		return
+	}
+	u.operate(first, n)
+}
+
+func (u *user) operate(first, n int) {
+	w := u.w
+	u.enlist(first, n, false, func(v *shard.View) {
+		for i, result := range v.StepResults {
+			if u.now[first+i] != (result != nil) {
+				w.Fail("step %d of %s: results %s", first+1, u.id, v.StepResults)
+			}
+			u.results[first+i] = result
+			if result != nil {
+				w.parts[u.where[first+i]].told[u.id] = true
+			}
+		}
+		w.At(w.UpTo(5_000), u.take)
+	})
+}
+
+// locksFirst is added to the number of a step that has only the locks of another.
+const locksFirst = 1000
+
+// enlist takes one step, until it has its locks.
+func (u *user) enlist(first, n int, locksOnly bool, granted func(*shard.View)) {
+	w := u.w
 	c := &txn.Enlist{ID: u.id, Step: uint32(first + 1), Digest: [32]byte{3, byte(first)}}
 	var needs []lock.Need
-	var granted []func()
+	var told []func()
 	at := map[string]uint32{}
+	var services []string
 	for i := first; i < first+n; i++ {
 		name := u.service(i)
 		if _, ok := at[name]; !ok {
-			at[name] = uint32(len(c.Branches))
-			c.Branches = append(c.Branches, txn.EnlistBranch{Service: name, Generation: 1})
+			at[name] = uint32(len(services))
+			services = append(services, name)
+			c.Branches = append(c.Branches, txn.EnlistBranch{Service: name})
 		}
 		c.Ops = append(c.Ops, txn.EnlistOp{Branch: at[name], Now: u.now[i], Payload: u.payload(i)})
 		needs = append(needs, lock.Need{Key: u.key(i), Mode: u.modes[i]})
-		granted = append(granted, u.acquire(i))
+		told = append(told, u.acquire(i))
 	}
-	c.Locks, c.Foreign = u.w.split(u.id, needs)
-	enlist := txn.AppendEnlist(nil, c)
+	if locksOnly {
+		c.Step += locksFirst
+		c.Digest[0]++
+		c.Branches, c.Ops = nil, nil
+	}
 	var ask func()
 	ask = func() {
-		u.w.cluster.Ask(u.id, func(t shard.Token) shard.Event {
-			return &shard.Enlist{Token: t, ID: u.id, Step: c.Step, Digest: c.Digest, Enlist: enlist, Locks: c.Locks}
+		by := map[string]registration{}
+		var of []shard.Registration
+		for i, name := range services {
+			by[name] = w.registration(name)
+			if locksOnly {
+				of = append(of, shard.Registration{Service: name, Generation: by[name].generation})
+			} else {
+				c.Branches[i].Generation = by[name].generation
+			}
+		}
+		c.Locks, c.Foreign = w.split(u.id, needs, by)
+		enlist := txn.AppendEnlist(nil, c)
+		w.cluster.Ask(u.id, func(t shard.Token) shard.Event {
+			return &shard.Enlist{Token: t, ID: u.id, Step: c.Step, Digest: c.Digest, Enlist: enlist, Locks: c.Locks, LocksOf: of}
 		}, func(r *shard.Reply) {
 			switch {
-			case r == nil || r.Err != nil && r.Err.Code != reason.NotFound:
+			case r == nil:
 				u.again(ask)
-			case r.Err != nil:
+			case r.Err != nil && r.Err.Code == reason.NotFound:
 				w.Fail("step of %s: %v", u.id, r.Err)
+			case r.Err != nil && (r.Err.Code == reason.ServiceDraining || r.Err.Code == reason.UnknownService) && u.tries > movedTries:
+				u.rollback() // what it holds may be what the removal waits for
+			case r.Err != nil:
+				u.again(ask)
 			case r.View.Txn.Status.Decided():
 				u.decided(r.View)
 			default:
-				for _, yes := range granted {
+				for _, yes := range told {
 					yes()
 				}
-				for i, result := range r.View.StepResults {
-					if u.now[first+i] != (result != nil) {
-						w.Fail("step %d of %s: results %s", c.Step, u.id, r.View.StepResults)
-					}
-					u.results[first+i] = result
-					if result != nil {
-						w.parts[u.where[first+i]].told[u.id] = true
-					}
-				}
 				u.tries = 0
-				w.At(w.UpTo(5_000), u.take)
+				granted(r.View)
+			}
+		})
+	}
+	ask()
+}
+
+// movedTries of a step at a service that is being removed, or was a moment ago.
+const movedTries = 5
+
+// rollback ends the transaction; the same work is tried again.
+func (u *user) rollback() {
+	var ask func()
+	ask = func() {
+		u.w.cluster.Ask(u.id, func(t shard.Token) shard.Event { return &shard.Rollback{Token: t, ID: u.id} }, func(r *shard.Reply) {
+			switch {
+			case r == nil || r.Err != nil:
+				u.again(ask)
+			case !r.View.Txn.Status.Decided():
+				u.w.Fail("rollback of %s is answered with %s", u.id, r.View.Txn.Status)
+			default:
+				u.decided(r.View)
 			}
 		})
 	}
@@ -334,7 +382,7 @@ func (u *user) aborted(v *shard.View) {
 	u.w.history.End(u.process, check.Aborted, nil)
 	u.w.locks.Ended(u.id.String(), false)
 	switch v.Txn.Abort.Reason {
-	case reason.Deadlock, reason.Wounded, reason.LockTimeout, reason.ExecutionLost, reason.VotedNo:
+	case reason.Deadlock, reason.Wounded, reason.LockTimeout, reason.ExecutionLost, reason.VotedNo, reason.ClientRollback:
 		if v.Txn.Interactive {
 			u.retryOf = u.id
 		}

@@ -42,6 +42,7 @@ type Options struct {
 	CalmAtUs     int64 // when faults end at the latest; 0: when all work is done
 	LocksOff     bool  // clients lock keys that nobody else uses: a planted bug
 	Trusting     bool  // participants do not look at fencing tokens
+	Moves        bool  // a service is removed and registered anew, with other partitions
 }
 
 // DefaultOptions has some of everything.
@@ -58,6 +59,7 @@ type Report struct {
 	OldTerm                           int // calls that a participant refused
 	Wounded, Yielded, Spread          int // gave way to an elder, at another shard; transactions with locks at several shards
 	Whole                             int // locks asked for of a whole service
+	Moved                             int // services removed and registered anew
 	Verified                          int // hashes in the log that the oracle's state has, too
 	Anomalies                         []check.Anomaly
 	Replay                            []string         // what differs when the committed are replayed as they were decided
@@ -126,6 +128,7 @@ type World struct {
 	report Report
 
 	cluster   Cluster
+	registrar *registrar // nil: nothing is ever registered
 	lastToken shard.Token
 	lastID    uint64
 	history   check.Recorder
@@ -168,6 +171,10 @@ func RunOn(seed uint64, opt Options, build func(*World) Cluster) (report Report,
 	defer func() { report = w.report }()
 	defer w.failed(seed, &err)
 	w.cluster = build(w)
+	if opt.Moves {
+		w.registrar = &registrar{w: w, all: map[string][]registration{}}
+		w.registrar.found()
+	}
 	for i := range opt.Clients {
 		u := &user{w: w, process: i}
 		w.users = append(w.users, u)
@@ -176,6 +183,10 @@ func RunOn(seed uint64, opt Options, build func(*World) Cluster) (report Report,
 	w.until(func() bool { return w.budget <= 0 && w.idle() || w.late() }, 3_600_000_000)
 	w.heal()
 	w.until(func() bool { return w.idle() && w.cluster.Quiet() }, 3_600_000_000)
+	if w.registrar != nil {
+		w.registrar.settle()
+		w.until(func() bool { return w.idle() && w.cluster.Quiet() }, 600_000_000)
+	}
 	last := &user{w: w, process: 1_000_000}
 	for _, appends := range []bool{true, false} {
 		last.touchAll(appends)
@@ -241,6 +252,9 @@ func (w *World) late() bool { return w.opt.CalmAtUs > 0 && w.nowUs >= w.opt.Calm
 
 // heal ends every fault, and nobody begins anything new.
 func (w *World) heal() {
+	if w.calm {
+		return
+	}
 	w.calm, w.budget = true, 0
 	w.cluster.Heal()
 }
@@ -251,7 +265,7 @@ func (w *World) idle() bool {
 			return false
 		}
 	}
-	return true
+	return w.registrar == nil || !w.registrar.busy
 }
 
 // newID is of the same home as another, or of any.
