@@ -93,6 +93,8 @@ const (
 )
 
 // noAnswerError: the context ended before anybody could say whether the request was done.
+// What was answered last is told in words alone: an *Error in the chain would say that
+// nothing was changed.
 type noAnswerError struct{ error }
 
 func (e *noAnswerError) Unwrap() error { return e.error }
@@ -115,7 +117,7 @@ func (c *Client) call(ctx context.Context, id, method, path string, body, answer
 			return err
 		}
 		if ctx.Err() != nil {
-			return &noAnswerError{fmt.Errorf("%w; last: %w", context.Cause(ctx), err)}
+			return &noAnswerError{fmt.Errorf("%w; last: %s", context.Cause(ctx), err.Error())}
 		}
 		wait := max(after, pause/2+time.Duration(mathrand.Int64N(int64(pause/2)+1)))
 		c.log.DebugContext(ctx, "assent: request repeated", "method", method, "path", path, "after", wait, "error", err)
@@ -124,7 +126,7 @@ func (c *Client) call(ctx context.Context, id, method, path string, body, answer
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return &noAnswerError{fmt.Errorf("%w; last: %w", context.Cause(ctx), err)}
+			return &noAnswerError{fmt.Errorf("%w; last: %s", context.Cause(ctx), err.Error())}
 		}
 		pause = min(2*pause, maxPause)
 	}
@@ -165,6 +167,9 @@ func (c *Client) try(ctx context.Context, r *discovery.Request, answer any) (aft
 // foreignReason begins the reason of a refusal that does not come from a coordinator: a
 // proxy's, say. It tells nothing of what was done before.
 const foreignReason = "HTTP_"
+
+// definite reports whether the request was refused by who would know if it had been done.
+func (e *Error) definite() bool { return e.ours() && e.Status < http.StatusInternalServerError }
 
 func (e *Error) ours() bool { return !strings.HasPrefix(e.Reason, foreignReason) }
 
@@ -253,8 +258,11 @@ func (c *Client) Rollback(ctx context.Context, id string) (*Transaction, error) 
 // unknown is the error for a transaction that may have been committed.
 func unknown(id string, err error) error {
 	var refused *Error
-	if errors.As(err, &refused) && refused.ours() && refused.Status < 500 && refused.Status != http.StatusTooManyRequests && refused.Reason != "ID_EXPIRED" {
-		return err
+	if errors.As(err, &refused) {
+		if refused.definite() && refused.Status != http.StatusTooManyRequests && refused.Reason != "ID_EXPIRED" {
+			return err
+		}
+		err = errors.New(err.Error()) // an *Error in the chain would say that nothing was changed
 	}
 	return &UnknownOutcomeError{ID: id, Err: err}
 }

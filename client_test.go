@@ -411,6 +411,7 @@ func TestHeartbeats(t *testing.T) {
 func TestRunUnansweredStep(t *testing.T) {
 	c := client(t, coordinator(t), nil)
 	var id string
+	runs := 0
 	holds, release := make(chan struct{}), make(chan struct{})
 	var holder sync.WaitGroup
 	holder.Go(func() {
@@ -433,11 +434,20 @@ func TestRunUnansweredStep(t *testing.T) {
 		}
 		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 		defer cancel()
-		if err := tx.Defer(short, "bank-a", posting("s", 1, -5), assent.Exclusive("accounts/1")); err == nil {
-			t.Error("a lock that another has")
+		err := tx.Defer(short, "bank-a", posting("s", 1, -5), assent.Exclusive("accounts/1"))
+		var refused *assent.Error
+		if !errors.Is(err, context.DeadlineExceeded) || errors.As(err, &refused) { // that: it has changed nothing
+			t.Errorf("a lock that another has: %v", err)
+		}
+		runs++
+		if err := tx.Lock(ctx, assent.Exclusive("accounts/3").Of("bank-b")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a step after that: %v", err)
 		}
 		return nil // it is busy: leave it out
 	})
+	if runs != 1 {
+		t.Errorf("it ran %d times", runs)
+	}
 	close(release)
 	holder.Wait()
 	var unknown *assent.UnknownOutcomeError

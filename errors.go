@@ -91,7 +91,7 @@ func (e *Error) Error() string {
 // Permanent reports whether the same request is refused again, however often it is sent.
 // What a proxy answers instead of a coordinator is not permanent.
 func (e *Error) Permanent() bool {
-	return e.ours() && e.Status < http.StatusInternalServerError && e.Status != http.StatusTooManyRequests && e.Reason != "STEP_PENDING"
+	return e.definite() && e.Status != http.StatusTooManyRequests && e.Reason != "STEP_PENDING"
 }
 
 // aborted returns the abort of a transaction in an error chain.

@@ -88,7 +88,7 @@ func (c *Client) Run(ctx context.Context, f func(ctx context.Context, tx *Tx) er
 //
 // A step returns an *AbortedError if the transaction is aborted, an *Error if it is refused
 // and has changed nothing, and otherwise the context's error: then it may have been taken,
-// and the transaction is not committed.
+// the transaction is not committed, and the steps after it fail at once.
 type Tx struct {
 	c    *Client
 	id   string
@@ -222,18 +222,22 @@ func (tx *Tx) unanswered() error {
 }
 
 // left notes a step that failed without a definite answer: it may have been taken, or be
-// taken yet, and the function was told that it was not.
-func (tx *Tx) left(err error) {
+// taken yet, and the function was told that it was not. It returns what to tell.
+func (tx *Tx) left(err error) error {
 	var none *noAnswerError
 	var refused *Error
-	if !errors.As(err, &none) && !(errors.As(err, &refused) && (!refused.ours() || refused.Status >= http.StatusInternalServerError)) {
-		return
+	if !errors.As(err, &none) {
+		if !errors.As(err, &refused) || refused.definite() {
+			return err
+		}
+		err = &noAnswerError{errors.New(err.Error())}
 	}
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	if tx.open == nil {
 		tx.open = err
 	}
+	return err
 }
 
 func (tx *Tx) err() error {
@@ -343,9 +347,11 @@ func (tx *Tx) take(ctx context.Context, path string, body, answer any, t *Transa
 	if err := tx.err(); err != nil {
 		return err
 	}
+	if err := tx.unanswered(); err != nil { // it would wait behind that one
+		return fmt.Errorf("assent: transaction %s takes no steps any more, since nobody knows whether one of them was taken: %w", tx.id, err)
+	}
 	if err := tx.c.call(ctx, tx.id, http.MethodPost, tx.path(path), body, answer); err != nil {
-		tx.left(err)
-		return err
+		return tx.left(err)
 	}
 	if err := t.err(); err != nil {
 		tx.end(err)
