@@ -13,6 +13,7 @@ import (
 
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/server"
+	"github.com/assent-tx/assent/internal/txnid"
 )
 
 // This file is interactive transactions: begin, steps, commit.
@@ -38,11 +39,15 @@ Writes the id alone; --output json shows the transaction.`
 // Run begins.
 func (c *txnBeginCmd) Run(ctx context.Context, std *streams) error {
 	b := server.BeginBody{ID: &c.ID}
-	if c.ID == "" {
-		c.ID = node.NewID().String()
-	}
 	if c.RetryOf != "" {
 		b.RetryOf = &c.RetryOf
+	}
+	if c.ID == "" {
+		id := node.NewID()
+		if first, err := txnid.Parse(c.RetryOf); err == nil { // else the coordinator says what is wrong
+			id = id.Beside(first) // whose record has the age
+		}
+		c.ID = id.String()
 	}
 	if c.Timeout != 0 {
 		b.Timeout = server.Duration{Duration: c.Timeout, Set: true}

@@ -30,6 +30,7 @@ func TestSteps(t *testing.T) {
 			0,
 			`POST /v1/transactions:begin {"id":"` + someID + `","timeout":"30s","idle_timeout":"1s","retry_of":"` + someID + `"}`, someID + "\n",
 		},
+		{"begin again", "txn begin --retry-of " + someID, answer{200, interactiveTx}, 0, `POST /v1/transactions:begin {"id":"`, someID + "\n"},
 		{"begin without id", "txn begin", answer{200, interactiveTx}, 0, `POST /v1/transactions:begin {"id":"0`, someID + "\n"},
 		{
 			"now", "txn step " + someID + ` 3 --op a={"n":1} --op b=null --now --lock a=k --shared b=l --update b=m`,
@@ -64,5 +65,22 @@ func TestSteps(t *testing.T) {
 				t.Errorf("the abort is told as %q", errText)
 			}
 		})
+	}
+}
+
+// TestRetryFindsItsRecord: an id that the command makes has its home where the first try's
+// record is, which has the age.
+func TestRetryFindsItsRecord(t *testing.T) {
+	f, url := startFake(t, answer{200, interactiveTx}, answer{200, interactiveTx})
+	for range 2 { // a random id has that home with a chance of 1 in 4,096
+		if code, _, errText := assent(t, "", "txn", "begin", "--retry-of", someID, "--url", url); code != 0 {
+			t.Fatal(errText)
+		}
+	}
+	for _, r := range f.requests {
+		_, id, _ := strings.Cut(r, `"id":"`)
+		if id[15:18] != someID[15:18] || id[:13] == someID[:13] {
+			t.Errorf("the retry of %s: %s", someID, r)
+		}
 	}
 }

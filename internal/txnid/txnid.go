@@ -39,6 +39,12 @@ func (id ID) At(shard, shards uint32) ID {
 	return id
 }
 
+// Beside is the id with the home of another, however many shards there are.
+func (id ID) Beside(other ID) ID {
+	const all = 1 << 12
+	return id.At(other.Shard(all), all)
+}
+
 // Floor is the least id of a millisecond: every id with an earlier timestamp is below it.
 func Floor(unixMs uint64) ID { return New(unixMs, [10]byte{}) }
 

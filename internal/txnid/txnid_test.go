@@ -52,3 +52,18 @@ func TestParseRefusesOtherSpellings(t *testing.T) {
 		}
 	}
 }
+
+func TestBeside(t *testing.T) {
+	for a := range 1 << 12 {
+		first := New(1, [10]byte{byte(a >> 8), byte(a), 0xff})
+		id := New(2, [10]byte{0x0f, 0xff, 0x12}).Beside(first)
+		for shards := uint32(1); shards <= 300; shards += 13 {
+			if id.Shard(shards) != first.Shard(shards) || id.UnixMs() != 2 || id[8] != 0x92 {
+				t.Fatalf("%s beside %s", id, first)
+			}
+		}
+		if _, err := Parse(id.String()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
