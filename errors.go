@@ -12,6 +12,7 @@ const (
 	ReasonVotedNo         = "VOTED_NO"
 	ReasonTimeout         = "TIMEOUT"
 	ReasonLockTimeout     = "LOCK_TIMEOUT"
+	ReasonTooManyWaiters  = "TOO_MANY_WAITERS"
 	ReasonDeadlock        = "DEADLOCK"
 	ReasonWounded         = "WOUNDED"
 	ReasonIdleTimeout     = "IDLE_TIMEOUT"
@@ -45,7 +46,7 @@ func (e *AbortedError) Error() string {
 // tries by itself.
 func (e *AbortedError) Retryable() bool {
 	switch e.Reason {
-	case ReasonDeadlock, ReasonWounded, ReasonLockTimeout, ReasonExecuteConflict, ReasonExecutionLost:
+	case ReasonDeadlock, ReasonWounded, ReasonLockTimeout, ReasonTooManyWaiters, ReasonExecuteConflict, ReasonExecutionLost:
 		return true
 	}
 	return false

@@ -17,6 +17,7 @@ import (
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/shard"
+	"github.com/assent-tx/assent/internal/txn"
 )
 
 // addLedger registers a real participant, in a directory that may have its data.
@@ -643,5 +644,58 @@ func TestInteractiveCommitOfWhatRuns(t *testing.T) {
 	}
 	if n := f.count("prepare"); n > 0 {
 		t.Errorf("%d prepares", n)
+	}
+}
+
+// TestTooManyWaiters: a key takes so many who wait and no more: one more is refused where
+// its home has the key, and aborted where the key is elsewhere.
+func TestTooManyWaiters(t *testing.T) {
+	const limit = 2
+	for _, shards := range []uint32{1, testShards} {
+		t.Run(fmt.Sprintf("%d shards", shards), func(t *testing.T) {
+			s := startShards(t, shards, func(c *shard.Config) { c.MaxKeyWaiters = limit })
+			s.addLedger(t.TempDir(), "a")
+			there := txn.LockShard("a", "k", 1, shards)
+			begin := func(home uint32) string {
+				return s.begin(node.Beginning{ID: node.NewID().At(home, shards).String(), IdleTimeout: time.Minute}).ID
+			}
+			lock := node.Step{Number: 1, Locks: []node.ServiceLock{{Service: "a", DeclaredLock: node.DeclaredLock{Key: "k"}}}}
+			holder := begin(there)
+			if _, err := s.node.Enlist(t.Context(), holder, lock); err != nil {
+				t.Fatal(err)
+			}
+			var waiters sync.WaitGroup
+			for range limit {
+				id := begin(there)
+				waiters.Go(func() {
+					if r, err := s.node.Enlist(t.Context(), id, lock); err != nil || r.Abort == nil {
+						t.Errorf("%+v, %v", r, err)
+					}
+				})
+				s.eventually("it waits", func() bool {
+					r, err := s.node.Transaction(t.Context(), id)
+					return err == nil && r.WaitsFor != nil
+				})
+				defer func() {
+					if _, err := s.node.Rollback(t.Context(), id); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+			near := begin(there)
+			_, err := s.node.Enlist(t.Context(), near, lock)
+			wantCode(t, err, reason.TooManyWaiters)
+			if r, err := s.node.Transaction(t.Context(), near); err != nil || r.State != "active" {
+				t.Errorf("who was refused: %+v, %v", r, err)
+			}
+			if shards > 1 {
+				far := begin((there + 1) % shards)
+				r, err := s.node.Enlist(t.Context(), far, lock)
+				if err != nil || r.Abort == nil || r.Abort.Reason != reason.TooManyWaiters || r.Abort.Service != "a" || !strings.Contains(r.Abort.Message, "a/k") {
+					t.Errorf("one more from another shard: %+v, %v", r.Abort, err)
+				}
+			}
+			t.Cleanup(waiters.Wait)
+		})
 	}
 }

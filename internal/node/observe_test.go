@@ -14,6 +14,7 @@ import (
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
 )
 
 // observed is a system whose log and meters are read by the test.
@@ -178,16 +179,7 @@ func TestVictimsCounted(t *testing.T) {
 // told as one, wherever their homes are.
 func TestDeadlockOfTwoTables(t *testing.T) {
 	o := startObserved(t, testShards)
-	// Two services with different lock shards.
-	names := []string{"a"}
-	for i := 0; len(names) < 2; i++ {
-		if name := fmt.Sprintf("b%d", i); txn.LockShard(name, "k", 1, testShards) != txn.LockShard("a", "k", 1, testShards) {
-			names = append(names, name)
-		}
-	}
-	for _, name := range names {
-		o.addLedger(t.TempDir(), name)
-	}
+	names := o.twoTables()
 	cycles := 0.0
 	for elders := range uint32(testShards) {
 		for youngers := range uint32(testShards) {
@@ -209,6 +201,7 @@ func TestDeadlockOfTwoTables(t *testing.T) {
 				r, err := o.node.Transaction(t.Context(), younger.ID)
 				return err == nil && r.WaitsFor != nil && len(r.WaitsFor.For) == 1
 			})
+			closed := time.Now().Truncate(time.Millisecond)
 			if r := o.step(elder.ID, 2, op(names[1])); r.State != "active" {
 				t.Errorf("homes %d, %d: the elder: %+v", elders, youngers, r)
 			}
@@ -223,7 +216,7 @@ func TestDeadlockOfTwoTables(t *testing.T) {
 				t.Errorf("homes %d, %d: the younger: %+v, want %s", elders, youngers, r.Abort, want)
 			}
 			found, err := o.node.Deadlocks(t.Context())
-			if err != nil || len(found) == 0 || found[0].Victim != younger.ID || found[0].Restarted || len(found[0].Cycle) != 2 ||
+			if err != nil || len(found) == 0 || found[0].Victim != younger.ID || found[0].Restarted || found[0].At.Before(closed) || len(found[0].Cycle) != 2 ||
 				found[0].Cycle[0] != (node.CycleWait{Transaction: elder.ID, Service: names[1], Key: "k", Mode: "X", WaitsFor: younger.ID}) ||
 				found[0].Cycle[1] != (node.CycleWait{Transaction: younger.ID, Service: names[0], Key: "k", Mode: "X", WaitsFor: elder.ID}) {
 				t.Errorf("homes %d, %d: deadlocks: %+v, %v", elders, youngers, found, err)
@@ -234,5 +227,64 @@ func TestDeadlockOfTwoTables(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// twoTables makes two services with different lock shards.
+func (o *observed) twoTables() []string {
+	names := []string{"a"}
+	for i := 0; len(names) < 2; i++ {
+		if name := fmt.Sprintf("b%d", i); txn.LockShard(name, "k", 1, testShards) != txn.LockShard("a", "k", 1, testShards) {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		o.addLedger(o.t.TempDir(), name)
+	}
+	return names
+}
+
+// TestRestartOfTwoTables: the same of a younger one that was submitted as a whole, which
+// queues again where it has given way. That is no wait of the cycle.
+func TestRestartOfTwoTables(t *testing.T) {
+	o := startObserved(t, testShards)
+	names := o.twoTables()
+	for home := range uint32(testShards) {
+		elder := o.begin(node.Beginning{})
+		append := func(service string) node.StepOperation {
+			return listOp(service, "append", "k", 1, node.Exclusive, false)
+		}
+		o.step(elder.ID, 1, append(names[0]))
+		id := idAt(home)
+		for younger, _ := txnid.Parse(id); younger.UnixMs() <= uint64(elder.Age.UnixMilli()); younger, _ = txnid.Parse(id) {
+			time.Sleep(time.Millisecond)
+			id = idAt(home)
+		}
+		var done sync.WaitGroup
+		done.Go(func() {
+			ops := []node.Operation{append(names[0]).Operation, append(names[1]).Operation}
+			if r := o.submit(node.Submission{ID: id, Operations: ops}); r.Abort != nil {
+				t.Errorf("home %d: %+v", home, r.Abort)
+			}
+		})
+		o.eventually("it has one of its locks and waits for the other", func() bool {
+			page, err := o.node.Locks(t.Context(), node.LockQuery{Service: names[1]})
+			r, errT := o.node.Transaction(t.Context(), id)
+			return err == nil && errT == nil && len(page.Locks) > 0 && r.WaitsFor != nil && len(r.WaitsFor.For) == 1
+		})
+		closed := time.Now().Truncate(time.Millisecond)
+		if r := o.step(elder.ID, 2, append(names[1])); r.State != "active" {
+			t.Errorf("home %d: the elder: %+v", home, r)
+		}
+		found, err := o.node.Deadlocks(t.Context())
+		if err != nil || len(found) == 0 || found[0].Victim != id || !found[0].Restarted || found[0].At.Before(closed) || len(found[0].Cycle) != 2 ||
+			found[0].Cycle[0] != (node.CycleWait{Transaction: elder.ID, Service: names[1], Key: "k", Mode: "X", WaitsFor: id}) ||
+			found[0].Cycle[1] != (node.CycleWait{Transaction: id, Service: names[0], Key: "k", Mode: "X", WaitsFor: elder.ID}) {
+			t.Errorf("home %d: deadlocks: %+v, %v", home, found, err)
+		}
+		if _, err := o.node.Rollback(t.Context(), elder.ID); err != nil {
+			t.Error(err)
+		}
+		done.Wait()
 	}
 }

@@ -57,11 +57,12 @@ const (
 	StepConflict       Code = "STEP_CONFLICT"       // same step, other body
 	StepPending        Code = "STEP_PENDING"        // commit asked while a step is under way
 	TooManySteps       Code = "TOO_MANY_STEPS"      // of one transaction
-	TooManyWaiters     Code = "TOO_MANY_WAITERS"    // at one lock key
+	TooManyWaiters     Code = "TOO_MANY_WAITERS"    // at one lock key; also why a transaction aborted
 	CannotExecute      Code = "CANNOT_EXECUTE"      // "when": "now" at a service without an execute endpoint
 )
 
-// Why a transaction aborted.
+// Why a transaction aborted. TooManyWaiters is another: it is met when the transaction has
+// begun, where the key is kept at another shard.
 const (
 	VotedNo         Code = "VOTED_NO"         // a participant refused
 	Timeout         Code = "TIMEOUT"          // the transaction's timeout ended while participants were asked

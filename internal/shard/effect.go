@@ -87,7 +87,7 @@ func (s *Shard) effect(e *txn.Effect) {
 		}
 		text := txn.DescribeWound(e.Cycle[0])
 		if r := s.runs[e.ID]; r != nil {
-			s.gaveWay(r, e.Cycle[0], text, e.Waiting)
+			s.gaveWay(r, &wish{wait: e.Cycle[0], text: text, here: true, atMs: s.st.NowMs(), waiting: e.Waiting})
 		} else {
 			s.wounded(e.ID, text, e.Waiting)
 		}

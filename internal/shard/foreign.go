@@ -1,6 +1,8 @@
 package shard
 
 import (
+	"strconv"
+
 	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
@@ -271,14 +273,14 @@ func (s *Shard) askedToGiveWay(m *Message) {
 		s.proposeAbort(r, txn.AbortCmd{Reason: reason.Deadlock, Message: m.Text})
 	case t.Interactive: // whatever it has asked for since
 		c := txn.AbortCmd{Reason: reason.Wounded, Message: m.Text, Service: m.Service}
-		if cycle := s.gaveWay(r, m.wound(), m.Text, t.WaitsForLocks()); cycle != nil {
+		if cycle := s.gaveWay(r, &wish{wait: m.wound(), text: m.Text, atMs: s.now.WallMs, waiting: t.WaitsForLocks()}); cycle != nil {
 			c.Reason, c.Message = reason.Deadlock, txn.DescribeCycle(cycle)
 		}
 		s.proposeAbort(r, c)
 	case f.Request == m.Request:
 		if p := r.part(m.From); p.yielded != m.Request {
 			p.yielded = m.Request
-			s.gaveWay(r, m.wound(), m.Text, true)
+			s.gaveWay(r, &wish{wait: m.wound(), text: m.Text, atMs: s.now.WallMs, waiting: true})
 			s.command(txn.AppendYield(s.openEntry(), txn.Yield{ID: m.ID, Shard: m.From, Request: m.Request}))
 		}
 	}
@@ -369,8 +371,9 @@ func (s *Shard) asked(m *Message) {
 	if s.foreign.claiming[m.ID] >= m.Request || s.pendingBytes >= s.cfg.MaxPendingBytes {
 		return
 	}
-	if err := s.fullQueue(m.Needs); err != nil {
-		s.send(Message{Kind: MessageRefused, To: m.From, ID: m.ID, Request: m.Request, Text: err.Message})
+	if key, waiting := s.overfull(m.Needs); waiting > 0 {
+		text := strconv.Itoa(waiting) + " transactions wait for the lock of " + strconv.Quote(key) + ": slow down, or declare finer keys"
+		s.send(Message{Kind: MessageRefused, To: m.From, ID: m.ID, Request: m.Request, Service: lock.Service(key), Text: text})
 		return
 	}
 	s.foreign.claiming[m.ID] = m.Request

@@ -127,17 +127,26 @@ func (s *Shard) fullQueue(locks []lock.Need) *reason.Error {
 		err.RetryAfterMs = 500
 		return err
 	}
+	if key, waiting := s.overfull(locks); waiting > 0 {
+		err := reason.New(reason.TooManyWaiters, "slow down, declare finer keys, or raise --max-key-waiters", "%d transactions wait for the lock of %q", waiting, key)
+		err.RetryAfterMs = 500
+		return err
+	}
+	return nil
+}
+
+// overfull is a key that the limit of waiters is reached at, and how many wait for it.
+// Those whose records are on their way are not counted.
+func (s *Shard) overfull(locks []lock.Need) (key string, waiting int) {
 	if s.st.LockWaiters() < s.cfg.MaxKeyWaiters {
-		return nil
+		return "", 0
 	}
 	for _, n := range locks {
 		if waiting := s.st.LockQueue(n.Key); waiting >= s.cfg.MaxKeyWaiters {
-			err := reason.New(reason.TooManyWaiters, "slow down, declare finer keys, or raise --max-key-waiters", "%d transactions wait for the lock of %q", waiting, n.Key)
-			err.RetryAfterMs = 500
-			return err
+			return n.Key, waiting
 		}
 	}
-	return nil
+	return "", 0
 }
 
 func (s *Shard) fromFuture(id txnid.ID) *reason.Error {

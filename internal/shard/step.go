@@ -415,29 +415,39 @@ func (s *Shard) deadlock(e *txn.Effect) {
 	if c := s.st.ForeignClaim(e.ID); c != nil {
 		restarted = c.Whole
 	}
-	s.brokeCycle(e.ID, restarted, e.Cycle)
+	s.brokeCycle(s.st.NowMs(), e.ID, restarted, e.Cycle)
 }
 
 // brokeCycle tells of a cycle of waiting of which one has given way.
-func (s *Shard) brokeCycle(victim txnid.ID, restarted bool, cycle []lock.Wait) {
+func (s *Shard) brokeCycle(atMs uint64, victim txnid.ID, restarted bool, cycle []lock.Wait) {
 	s.notice(Notice{Kind: NoticeDeadlock, ID: victim, N: len(cycle), Text: txn.DescribeCycle(cycle)})
-	d := Deadlock{AtMs: s.st.NowMs(), Victim: victim, Restarted: restarted, Cycle: cycle}
+	d := Deadlock{AtMs: atMs, Victim: victim, Restarted: restarted, Cycle: cycle}
 	if s.deadlocks = append(s.deadlocks, d); len(s.deadlocks) > maxDeadlocks {
 		s.deadlocks = append(s.deadlocks[:0:0], s.deadlocks[1:]...)
 	}
 }
 
+// wish is an elder's that a younger transaction gives way.
+type wish struct {
+	wait    lock.Wait
+	text    string
+	here    bool   // the elder waits at this shard, and the younger's claim has been given back
+	atMs    uint64 // when it was known
+	waiting bool   // the younger waits, too
+}
+
 // cycleOfTwo is the cycle that an elder's wait closes, where the younger is known to wait
 // behind that elder at some other shard; nil if it is not. Longer cycles over several
 // shards are known to nobody: whoever gives way there is told the one wait that counts.
-func (s *Shard) cycleOfTwo(r *run, w lock.Wait) []lock.Wait {
-	if need, behind, waits := s.st.Waiting(r.t.ID, maxBehind); waits && slices.Contains(behind, w.Owner) {
-		return []lock.Wait{w, {Owner: r.t.ID, Key: need.Key, Mode: need.Mode, For: w.Owner}}
+func (s *Shard) cycleOfTwo(r *run, w *wish) []lock.Wait {
+	elder := w.wait.Owner
+	if need, behind, waits := s.st.Waiting(r.t.ID, maxBehind); waits && slices.Contains(behind, elder) && !(w.here && need.Key == w.wait.Key) { // that: queued anew
+		return []lock.Wait{w.wait, {Owner: r.t.ID, Key: need.Key, Mode: need.Mode, For: elder}}
 	}
 	for _, f := range r.t.Foreign { // in order of shards
-		if p := r.parts[f.Shard]; p != nil && p.key != "" && slices.Contains(p.behind, w.Owner) {
+		if p := r.parts[f.Shard]; p != nil && p.key != "" && slices.Contains(p.behind, elder) {
 			if mode, ok := lock.ParseMode(p.mode); ok {
-				return []lock.Wait{w, {Owner: r.t.ID, Key: p.key, Mode: mode, For: w.Owner}}
+				return []lock.Wait{w.wait, {Owner: r.t.ID, Key: p.key, Mode: mode, For: elder}}
 			}
 		}
 	}
@@ -446,12 +456,12 @@ func (s *Shard) cycleOfTwo(r *run, w lock.Wait) []lock.Wait {
 
 // gaveWay tells of a transaction that gives way to an elder, and returns the cycle that it
 // stood in if that is known.
-func (s *Shard) gaveWay(r *run, w lock.Wait, text string, waiting bool) []lock.Wait {
+func (s *Shard) gaveWay(r *run, w *wish) []lock.Wait {
 	cycle := s.cycleOfTwo(r, w)
 	if cycle != nil {
-		s.brokeCycle(r.t.ID, !r.t.Interactive, cycle)
+		s.brokeCycle(w.atMs, r.t.ID, !r.t.Interactive, cycle)
 	} else {
-		s.wounded(r.t.ID, text, waiting)
+		s.wounded(r.t.ID, w.text, w.waiting)
 	}
 	return cycle
 }

@@ -2433,7 +2433,7 @@ func (x *Transaction) GetAge() *timestamppb.Timestamp {
 type Abort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Stable code: VOTED_NO, TIMEOUT, LOCK_TIMEOUT, CLIENT_ROLLBACK, DEADLOCK, WOUNDED,
-	// IDLE_TIMEOUT, EXECUTE_REFUSED, EXECUTE_CONFLICT, EXECUTION_LOST.
+	// IDLE_TIMEOUT, EXECUTE_REFUSED, EXECUTE_CONFLICT, EXECUTION_LOST, TOO_MANY_WAITERS.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// For people.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
