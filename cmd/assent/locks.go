@@ -17,7 +17,7 @@ import (
 type locksCmd struct {
 	clientFlags
 	Service   string `placeholder:"NAME" help:"Of this service."`
-	Key       string `placeholder:"KEY" help:"This key of the service, and all below it."`
+	Key       string `placeholder:"KEY" help:"This key of the service, all below it, and what is locked above it; / is the whole service."`
 	Waited    bool   `help:"Only those that somebody waits for."`
 	PageSize  int    `default:"100" help:"Keys on a page, at most 1000."`
 	PageToken string `placeholder:"TOKEN" help:"Go on where the previous page ended."`
@@ -56,7 +56,7 @@ func locksText(out io.Writer, list *server.LockList) {
 		fmt.Fprintln(out, "no such locks")
 		return
 	}
-	w := table(out, "SERVICE", "KEY", "", "MODE", "TRANSACTION", "AGE", "SINCE")
+	w := table(out, "SERVICE", "KEY", "", "MODE", "TRANSACTION", "AGE SINCE", "HERE SINCE")
 	at := func(t server.Time) string {
 		if t.IsZero() {
 			return ""

@@ -39,12 +39,12 @@ func (t *Table) Size(owner txnid.ID) (n int) {
 	return n
 }
 
-// List returns at most limit nodes with keys above after that match, in order of
-// keys. It looks at every node once. A node of intentions only is one, too.
-func (t *Table) List(after string, limit int, match func(key string, waiters int) bool) []Node {
+// List returns at most limit nodes with keys from one on that match, in order of keys. It
+// looks at every node once. A node of intentions only is one, too.
+func (t *Table) List(from string, limit int, match func(key string, waiters int) bool) []Node {
 	var keys []string
 	for key, n := range t.nodes { // order does not matter: the result is sorted
-		if key <= after || !match(key, int(n.waiting.total())) {
+		if key < from || !match(key, int(n.waiting.total())) {
 			continue
 		}
 		if keys = append(keys, key); len(keys) >= 4*limit+64 {

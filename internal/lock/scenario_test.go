@@ -125,7 +125,7 @@ func TestScenarios(t *testing.T) {
 				d.MaybeScanArgs(t, "prefix", &prefix)
 				d.MaybeScanArgs(t, "max", &limit)
 				waited := d.HasArg("waited")
-				for _, n := range table.List(after, limit, func(key string, waiters int) bool {
+				for _, n := range table.List(above(after), limit, func(key string, waiters int) bool {
 					return strings.HasPrefix(key, prefix) && (!waited || waiters > 0)
 				}) {
 					out += fmt.Sprintf("%s: %d hold, %d wait\n", n.Key, len(n.Holders), len(n.Waiters))
@@ -173,4 +173,12 @@ func TestScenarios(t *testing.T) {
 			return out
 		})
 	})
+}
+
+// above is the least text behind a key; none is behind no key.
+func above(key string) string {
+	if key == "" {
+		return ""
+	}
+	return key + "\x00"
 }

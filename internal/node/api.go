@@ -153,7 +153,7 @@ type LockWait struct {
 // LockQuery selects locks.
 type LockQuery struct {
 	Service   string // empty: all
-	Key       string // of the service: it and all below; empty: all
+	Key       string // of the service: it, all below, and what is locked as such above it; WholeService; empty: all
 	Waited    bool   // only those that somebody waits for
 	PageSize  int    // 1..1000; zero: 100
 	PageToken string
@@ -173,7 +173,7 @@ type LockHolder struct {
 	Transaction string
 	Mode        string    // IS, IX, S, U, SIX, X
 	Age         time.Time // of the transaction
-	Since       time.Time // it holds, or waits
+	Since       time.Time // it holds, or waits; zero: not known
 }
 
 // LockPage is one page, in order of services and keys.

@@ -664,6 +664,7 @@ func TestTooManyWaiters(t *testing.T) {
 			if _, err := s.node.Enlist(t.Context(), holder, lock); err != nil {
 				t.Fatal(err)
 			}
+			s.tick()
 			var waiters sync.WaitGroup
 			for range limit {
 				id := begin(there)

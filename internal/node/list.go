@@ -1,14 +1,16 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/shard"
-	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
@@ -69,27 +71,68 @@ func (l Lists) Transactions(ctx context.Context, q ListQuery) (TransactionPage, 
 	return p, nil
 }
 
-// Locks lists keys that are held or waited for, of all shards in order of keys.
+// Locks lists keys that are held or waited for, of all shards in order of keys. A key of a
+// whole service may be in several shards.
 func (l Lists) Locks(ctx context.Context, q LockQuery) (LockPage, error) {
 	list, err := all(l, func(at uint32) ([]Lock, error) { return l.Parts.LocksAt(ctx, at, q) })
 	if err != nil {
 		return LockPage{}, err
 	}
 	size := pageSize(q.PageSize)
-	path := func(l *Lock) string {
-		if l.Key == "" {
-			return l.Service
+	place := func(l *Lock) lockPlace {
+		path := l.Service
+		if l.Key != "" {
+			path += "/" + l.Key
 		}
-		return l.Service + "/" + l.Key
+		return lockPlace{path, l.Shard}
 	}
-	sort.Slice(list, func(i, j int) bool { return path(&list[i]) < path(&list[j]) })
+	sort.Slice(list, func(i, j int) bool {
+		a, b := place(&list[i]), place(&list[j])
+		return cmp.Or(cmp.Compare(a.path, b.path), cmp.Compare(a.shard, b.shard)) < 0
+	})
 	p := LockPage{Locks: []Lock{}}
 	if len(list) > size {
 		list = list[:size]
-		p.NextPageToken = path(&list[size-1])
+		p.NextPageToken = place(&list[size-1]).String()
 	}
 	p.Locks = append(p.Locks, list...)
 	return p, nil
+}
+
+// lockPlace is where a page of locks ended.
+type lockPlace struct {
+	path  string
+	shard uint32
+}
+
+func (p lockPlace) String() string { return p.path + " " + strconv.FormatUint(uint64(p.shard), 10) }
+
+// CheckLockToken refuses what is no page token of a list of locks.
+func CheckLockToken(token string) *reason.Error {
+	_, err := parseLockPlace(token)
+	return err
+}
+
+func parseLockPlace(token string) (lockPlace, *reason.Error) {
+	at := strings.LastIndexByte(token, ' ') // keys may have some, too
+	if at > 0 {
+		if shard, err := strconv.ParseUint(token[at+1:], 10, 32); err == nil {
+			return lockPlace{token[:at], uint32(shard)}, nil
+		}
+	}
+	return lockPlace{}, notAToken(token)
+}
+
+func notAToken(token string) *reason.Error {
+	return reason.New(reason.InvalidField, "use next_page_token of the previous page", "page_token %.40q is not one of this list", token)
+}
+
+// from is the first key of a shard behind the place.
+func (p lockPlace) from(shard uint32) string {
+	if shard > p.shard {
+		return p.path
+	}
+	return p.path + "\x00" // no key has that
 }
 
 // Deadlocks are the latest cycles of waiting that were broken, the latest first.
@@ -181,7 +224,7 @@ func (n *Node) TransactionsAt(ctx context.Context, at uint32, q ListQuery) ([]Tr
 	if q.PageToken != "" {
 		var err error
 		if after, err = txnid.Parse(q.PageToken); err != nil {
-			return nil, reason.New(reason.InvalidField, "use next_page_token of the previous page", "page_token %q is not one of this list", q.PageToken)
+			return nil, notAToken(q.PageToken)
 		}
 	}
 	match, ok := matcher(q)
@@ -200,24 +243,45 @@ func (n *Node) TransactionsAt(ctx context.Context, at uint32, q ListQuery) ([]Tr
 
 // LocksAt is a shard's part of a list of locks: one more than fit on a page, if there are.
 func (n *Node) LocksAt(ctx context.Context, at uint32, q LockQuery) ([]Lock, error) {
-	prefix := q.Service
-	if q.Key != "" {
-		prefix += "/" + q.Key
+	from := ""
+	if q.PageToken != "" {
+		p, err := parseLockPlace(q.PageToken)
+		if err != nil {
+			return nil, err
+		}
+		from = p.from(at)
+	}
+	whole := q.Service // what is asked for, and all below it
+	if q.Key != "" && q.Key != WholeService {
+		whole += "/" + q.Key
+	}
+	within := func(key string) bool {
+		return whole == "" || key == whole || q.Key != WholeService && strings.HasPrefix(key, whole+"/")
 	}
 	match := func(key string, waiters int) bool {
-		return (!q.Waited || waiters > 0) && (prefix == "" || key == prefix || strings.HasPrefix(key, prefix+"/"))
+		return (!q.Waited || waiters > 0) && (within(key) || strings.HasPrefix(whole, key+"/"))
 	}
 	var list []Lock
+	size := pageSize(q.PageSize) + 1
 	err := n.scan(ctx, at, func(sh *shard.Shard) {
-		st := sh.State()
-		for _, node := range st.Locks(q.PageToken, pageSize(q.PageSize)+1, match) {
-			service, key, _ := strings.Cut(node.Key, "/")
+		for _, l := range sh.State().Locks(from, size+lock.MaxKeySegments, match) {
+			if !within(l.Key) && !covers(&l) {
+				continue
+			}
+			service, key, _ := strings.Cut(l.Key, "/")
 			list = append(list, Lock{
-				Service: service, Key: key, Shard: at, Holders: holders(st, node.Holders, false), Waiters: holders(st, node.Waiters, true),
+				Service: service, Key: key, Shard: at, Holders: holders(sh, l.Holders, false), Waiters: holders(sh, l.Waiters, true),
 			})
 		}
 	})
-	return list, err
+	return list[:min(size, len(list))], err
+}
+
+// covers reports whether somebody holds, or waits for, more than intentions there: who
+// wants a key below it may have to wait.
+func covers(l *lock.Node) bool {
+	more := func(h lock.Holder) bool { return h.Mode != lock.IS && h.Mode != lock.IX }
+	return slices.ContainsFunc(l.Holders, more) || slices.ContainsFunc(l.Waiters, more)
 }
 
 // DeadlocksAt is a shard's part of the latest cycles of waiting that were broken.
@@ -267,16 +331,16 @@ func (n *Node) KnowsService(ctx context.Context, name string) (known bool, err e
 	return known, err
 }
 
-// holders tells since when a one-shot transaction holds or waits; an interactive one
-// may have got each of its keys at another time.
-func holders(st *txn.State, list []lock.Holder, waiting bool) []LockHolder {
+// holders tells since when, where that is known: an interactive transaction may have got
+// each of its keys at another time, and what one of another home has is told there.
+func holders(sh *shard.Shard, list []lock.Holder, waiting bool) []LockHolder {
 	out := make([]LockHolder, len(list))
 	for i, h := range list {
 		out[i] = LockHolder{Transaction: h.Owner.String(), Mode: h.Mode.String(), Age: unixMs(h.AtMs)}
-		if t := st.Get(h.Owner); t != nil && !t.Interactive {
-			if out[i].Since = unixMs(t.BeganMs); !waiting && t.GrantedMs > 0 {
-				out[i].Since = unixMs(t.GrantedMs)
-			}
+		if waiting {
+			out[i].Since = unixMs(sh.BlockedSinceMs(h.Owner))
+		} else if t := sh.State().Get(h.Owner); t != nil && !t.Interactive {
+			out[i].Since = unixMs(t.GrantedMs)
 		}
 	}
 	return out

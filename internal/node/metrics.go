@@ -322,7 +322,8 @@ func (n *Node) observe(idx uint32, e *shard.Notice) {
 		n.log.Info("hazard resolved", "transaction", e.ID.String())
 	case shard.NoticeRetry:
 		// Each doubling of the failures in a row is worth a line, not each failure.
-		if e.Phase != shard.PhasePrepare && e.N >= 4 && e.N&(e.N-1) == 0 {
+		// The calls of what is not decided end with its timeout.
+		if (e.Phase == shard.PhaseCommit || e.Phase == shard.PhaseRollback) && e.N >= 4 && e.N&(e.N-1) == 0 {
 			n.log.Warn("a decided branch is not acknowledged yet", "transaction", e.ID.String(), "service", e.Service, "phase", e.Phase.String(), "failures", e.N, "error", e.Text)
 		}
 	case shard.NoticeDeadlock:

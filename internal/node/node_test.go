@@ -191,6 +191,14 @@ func (s *system) eventually(what string, ok func() bool) {
 	}
 }
 
+// tick waits for the next millisecond: what begins then is younger than all before, whatever
+// its id.
+func (s *system) tick() {
+	s.t.Helper()
+	now := time.Now().UnixMilli()
+	s.eventually("the clock goes on", func() bool { return time.Now().UnixMilli() > now })
+}
+
 func wantCode(t *testing.T, err error, code reason.Code) {
 	t.Helper()
 	if !errors.Is(err, &reason.Error{Code: code}) {

@@ -251,10 +251,10 @@ func TestRestartOfTwoTables(t *testing.T) {
 	names := o.twoTables()
 	for home := range uint32(testShards) {
 		elder := o.begin(node.Beginning{})
-		append := func(service string) node.StepOperation {
+		book := func(service string) node.StepOperation {
 			return listOp(service, "append", "k", 1, node.Exclusive, false)
 		}
-		o.step(elder.ID, 1, append(names[0]))
+		o.step(elder.ID, 1, book(names[0]))
 		id := idAt(home)
 		for younger, _ := txnid.Parse(id); younger.UnixMs() <= uint64(elder.Age.UnixMilli()); younger, _ = txnid.Parse(id) {
 			time.Sleep(time.Millisecond)
@@ -262,7 +262,7 @@ func TestRestartOfTwoTables(t *testing.T) {
 		}
 		var done sync.WaitGroup
 		done.Go(func() {
-			ops := []node.Operation{append(names[0]).Operation, append(names[1]).Operation}
+			ops := []node.Operation{book(names[0]).Operation, book(names[1]).Operation}
 			if r := o.submit(node.Submission{ID: id, Operations: ops}); r.Abort != nil {
 				t.Errorf("home %d: %+v", home, r.Abort)
 			}
@@ -273,7 +273,7 @@ func TestRestartOfTwoTables(t *testing.T) {
 			return err == nil && errT == nil && len(page.Locks) > 0 && r.WaitsFor != nil && len(r.WaitsFor.For) == 1
 		})
 		closed := time.Now().Truncate(time.Millisecond)
-		if r := o.step(elder.ID, 2, append(names[1])); r.State != "active" {
+		if r := o.step(elder.ID, 2, book(names[1])); r.State != "active" {
 			t.Errorf("home %d: the elder: %+v", home, r)
 		}
 		found, err := o.node.Deadlocks(t.Context())

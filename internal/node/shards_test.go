@@ -1,9 +1,11 @@
 package node_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -218,5 +220,88 @@ func TestRemovalWaitsForLocks(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestLockPages: a page of locks goes on behind its last row, though a key of a service
+// with partitions has a row for each shard.
+func TestLockPages(t *testing.T) {
+	s := startShards(t, testShards, nil)
+	base := s.addLedger(t.TempDir(), "plain").URL() + "/assent"
+	spec := node.ServiceSpec{Name: "wide", PrepareURL: base + "/prepare", CommitURL: base + "/commit", RollbackURL: base + "/rollback", LockPartitions: testShards}
+	if _, err := s.node.PutService(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	tx := s.begin(node.Beginning{IdleTimeout: time.Minute})
+	shared := func(service, key string) node.ServiceLock {
+		return node.ServiceLock{Service: service, DeclaredLock: node.DeclaredLock{Key: key, Mode: node.Shared}}
+	}
+	if _, err := s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Locks: []node.ServiceLock{shared("wide", node.WholeService), shared("wide", "a b/c"), shared("plain", "k")}}); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := s.node.Locks(t.Context(), node.LockQuery{})
+	if err != nil || len(whole.Locks) != testShards+2 || whole.NextPageToken != "" { // the whole service covers its key; "plain", "plain/k"
+		t.Fatalf("%+v, %v", whole, err)
+	}
+	for size := 1; size <= len(whole.Locks); size++ {
+		var got []node.Lock
+		for token := ""; ; {
+			page, err := s.node.Locks(t.Context(), node.LockQuery{PageSize: size, PageToken: token})
+			if err != nil || len(page.Locks) == 0 || len(page.Locks) > size {
+				t.Fatalf("pages of %d: %+v, %v", size, page, err)
+			}
+			got = append(got, page.Locks...)
+			if token = page.NextPageToken; token == "" {
+				break
+			}
+		}
+		if !reflect.DeepEqual(got, whole.Locks) {
+			t.Errorf("pages of %d: %+v\nin one: %+v", size, got, whole.Locks)
+		}
+	}
+	for _, token := range []string{"wide", "wide/x", " 1", "wide x"} {
+		_, err := s.node.Locks(t.Context(), node.LockQuery{PageToken: token})
+		wantCode(t, err, reason.InvalidField)
+	}
+}
+
+// TestLocksInTheWay: who asks about a key is told of what is locked above it, too, and
+// since when others wait for it.
+func TestLocksInTheWay(t *testing.T) {
+	for _, shards := range []uint32{1, testShards} {
+		s := startShards(t, shards, nil)
+		s.addLedger(t.TempDir(), "a")
+		steps := func(key string) node.Step {
+			return node.Step{Number: 1, Locks: []node.ServiceLock{{Service: "a", DeclaredLock: node.DeclaredLock{Key: key}}}}
+		}
+		holder, other := s.begin(node.Beginning{IdleTimeout: time.Minute}), s.begin(node.Beginning{IdleTimeout: time.Minute})
+		for id, key := range map[string]string{holder.ID: "d", other.ID: "e/1"} {
+			if _, err := s.node.Enlist(t.Context(), id, steps(key)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for query, want := range map[string]string{"d/1/2": "d", "e/2": "", "e/1": "e/1", "e/1/3": "e/1", "e": "e e/1", "/": "*"} {
+			page, err := s.node.Locks(t.Context(), node.LockQuery{Service: "a", Key: query})
+			var keys []string
+			for _, l := range page.Locks {
+				keys = append(keys, cmp.Or(l.Key, "*"))
+			}
+			if got := strings.Join(keys, " "); err != nil || got != want {
+				t.Errorf("asked about %s: %q, want %q; %v", query, got, want, err)
+			}
+		}
+		s.tick()
+		before := time.Now().Truncate(time.Millisecond)
+		waiter := s.begin(node.Beginning{IdleTimeout: time.Minute})
+		var done sync.WaitGroup
+		done.Go(func() { _, _ = s.node.Enlist(t.Context(), waiter.ID, steps("d/1")) })
+		s.eventually("it waits, and it is told since when", func() bool {
+			page, err := s.node.Locks(t.Context(), node.LockQuery{Service: "a", Key: "d", Waited: true})
+			return err == nil && len(page.Locks) == 1 && page.Locks[0].Key == "d" && len(page.Locks[0].Waiters) == 1 && !page.Locks[0].Waiters[0].Since.Before(before)
+		})
+		if _, err := s.node.Rollback(t.Context(), holder.ID); err != nil {
+			t.Error(err)
+		}
+		done.Wait()
 	}
 }

@@ -175,9 +175,10 @@ func TestBadInput(t *testing.T) {
 		{"heartbeat with fields", "POST", "/v1/transactions/" + someID + "/heartbeat", `{"x":1}`, 400, "UNKNOWN_FIELD", "x"},
 		{"locks of a bad service", "GET", "/v1/locks?service=A", ``, 400, "INVALID_SERVICE", "service"},
 		{"locks of a key alone", "GET", "/v1/locks?key=k", ``, 400, "INVALID_FIELD", "key"},
-		{"locks of a bad key", "GET", "/v1/locks?service=a&key=/", ``, 400, "INVALID_KEY", "key"},
+		{"locks of a bad key", "GET", "/v1/locks?service=a&key=a//b", ``, 400, "INVALID_KEY", "key"},
 		{"locks waited for or not", "GET", "/v1/locks?waited=perhaps", ``, 400, "INVALID_FIELD", "waited"},
 		{"locks of a page of nothing", "GET", "/v1/locks?page_token=!!", ``, 400, "INVALID_FIELD", "page_token"},
+		{"locks of a page of no shard", "GET", "/v1/locks?page_token=a/j", ``, 400, "INVALID_FIELD", "page_token"},
 		{"locks of a page of no key", "GET", "/v1/locks?page_token=a/", ``, 400, "INVALID_FIELD", "page_token"},
 		{"locks on a page of no size", "GET", "/v1/locks?page_size=0", ``, 400, "INVALID_FIELD", "page_size"},
 		{"deadlocks of one service", "GET", "/v1/deadlocks?service=a", ``, 400, "UNKNOWN_FIELD", "service"},
@@ -416,7 +417,7 @@ func TestStepsArePassedOn(t *testing.T) {
 			t.Fatalf("%s: got %d: %s", r[0], w.Code, w.Body)
 		}
 	}
-	if w := ask(t, s, "GET", "/v1/locks?service=a&key=k&waited=true&page_size=7&page_token=a/j", ""); w.Code != 200 {
+	if w := ask(t, s, "GET", "/v1/locks?service=a&key=k&waited=true&page_size=7&page_token=a/j+0", ""); w.Code != 200 {
 		t.Fatalf("got %d: %s", w.Code, w.Body)
 	}
 	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -435,7 +436,7 @@ func TestStepsArePassedOn(t *testing.T) {
 			{Key: strings.Repeat("k", 128), Locks: []node.ServiceLock{{Service: "b", DeclaredLock: node.DeclaredLock{Key: "l"}}}},
 		}},
 		{f.commits, []node.WaitMode{node.WaitDefault, node.WaitCompleted}},
-		{f.lockQueries, []node.LockQuery{{Service: "a", Key: "k", Waited: true, PageSize: 7, PageToken: "a/j"}}},
+		{f.lockQueries, []node.LockQuery{{Service: "a", Key: "k", Waited: true, PageSize: 7, PageToken: "a/j 0"}}},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
 			t.Errorf("got  %+v\nwant %+v", c.got, c.want)

@@ -207,7 +207,7 @@ func (f *fake) Locks(_ context.Context, q node.LockQuery) (node.LockPage, error)
 	f.mu.Lock()
 	f.lockQueries = append(f.lockQueries, q)
 	f.mu.Unlock()
-	return node.LockPage{NextPageToken: "ledger-a/k", Locks: []node.Lock{{
+	return node.LockPage{NextPageToken: "ledger-a/k 0", Locks: []node.Lock{{
 		Service: "ledger-a", Key: "k", Shard: 1,
 		Holders: []node.LockHolder{{Transaction: someID, Mode: "X", Age: someTime, Since: someTime.Add(time.Second)}},
 		Waiters: []node.LockHolder{{Transaction: otherID, Mode: "S", Age: someTime}},

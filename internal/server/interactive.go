@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -292,21 +291,16 @@ func (l *Limits) lockQuery(q *node.LockQuery) error {
 		if q.Service == "" {
 			return inField(reason.New(reason.InvalidField, "name the service, too", "a key without a service"), "key")
 		}
-		if err := lock.CheckKey(q.Key); err != nil {
-			return inField(reason.New(reason.InvalidKey, "as it was declared", "%v", err), "key")
+		if err := lock.CheckKey(q.Key); err != nil && q.Key != node.WholeService {
+			return inField(reason.New(reason.InvalidKey, "as it was declared; '/' is the whole service", "%v", err), "key")
 		}
 	}
 	if q.PageSize < 0 || q.PageSize > l.MaxPageSize {
 		return inField(reason.New(reason.InvalidField, "1 to "+strconv.Itoa(l.MaxPageSize), "%d is out of range", q.PageSize), "page_size")
 	}
-	if q.PageToken != "" { // the last key of the previous page
-		service, key, below := strings.Cut(q.PageToken, "/")
-		err := checkServiceName(service)
-		if err == nil && below {
-			err = lock.CheckKey(key)
-		}
-		if err != nil {
-			return inField(reason.New(reason.InvalidField, "use next_page_token of the previous page", "page_token %.40q is not one of this list", q.PageToken), "page_token")
+	if q.PageToken != "" {
+		if err := node.CheckLockToken(q.PageToken); err != nil {
+			return inField(err, "page_token")
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
+	"github.com/assent-tx/assent/internal/txnid"
 )
 
 // effect acts on one thing that an applied record changed. Only a leader acts: a
@@ -32,10 +33,7 @@ func (s *Shard) effect(e *txn.Effect) {
 	case txn.EffectBeginRefused:
 		s.refusePending(e)
 	case txn.EffectBlocked:
-		s.lookLater(e.ID)
-		// An acknowledgement that waits to be recorded may hold the key.
-		s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
-		s.notice(Notice{Kind: NoticeBlocked, ID: e.ID})
+		s.blocked(e.ID)
 	case txn.EffectGranted:
 		s.granted(e.Txn)
 	case txn.EffectDecided:
@@ -69,9 +67,7 @@ func (s *Shard) effect(e *txn.Effect) {
 	case txn.EffectStepTaken, txn.EffectStepRepeated:
 		s.stepTaken(e)
 	case txn.EffectStepBlocked:
-		s.lookLater(e.ID)
-		s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
-		s.notice(Notice{Kind: NoticeBlocked, ID: e.ID})
+		s.blocked(e.ID)
 	case txn.EffectStepGranted:
 		s.stepGranted(e.Txn)
 	case txn.EffectStepRefused, txn.EffectSealRefused:
@@ -211,6 +207,26 @@ func (s *Shard) ended(t *txn.Txn) {
 	s.lookAtDrains()
 	s.forget(false)
 }
+
+// blocked: a transaction waits for a lock here.
+func (s *Shard) blocked(id txnid.ID) {
+	s.lookLater(id)
+	// An acknowledgement that waits to be recorded may hold the key.
+	s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
+	s.notice(Notice{Kind: NoticeBlocked, ID: id})
+	if len(s.blockedMs) > 1024+2*s.st.LockWaiters() {
+		for other := range s.blockedMs { // order does not matter: each for itself
+			if _, _, waits := s.st.Waiting(other, 0); !waits {
+				delete(s.blockedMs, other)
+			}
+		}
+	}
+	s.blockedMs[id] = s.st.NowMs()
+}
+
+// BlockedSinceMs is the log time from which on a transaction that waits for locks here has
+// been waiting; 0: that was before this leader.
+func (s *Shard) BlockedSinceMs(id txnid.ID) uint64 { return s.blockedMs[id] }
 
 // call sends one request of a phase to a branch.
 func (s *Shard) call(r *run, i int, phase Phase) {

@@ -403,9 +403,7 @@ func (s *Shard) claimed(e *txn.Effect) {
 	}
 	s.tellClaim(e.ID, e.Request)
 	if e.Kind == txn.EffectClaimBlocked {
-		s.lazyUrgent = s.lazyUrgent || len(s.lazy) > 0
-		s.notice(Notice{Kind: NoticeBlocked, ID: e.ID})
-		s.lookLater(e.ID)
+		s.blocked(e.ID)
 	}
 }
 

@@ -124,6 +124,8 @@ type Shard struct {
 	verifyUs      int64
 	forgetOut     bool // a FORGET is on its way
 
+	blockedMs map[txnid.ID]uint64 // log time from which on who waits for locks here has been waiting
+
 	// Commands that wait for a free append: sealed entries, the open one, and lazy
 	// acknowledgements that ride on whatever is proposed next.
 	sealed       [][]byte
@@ -274,6 +276,7 @@ func (s *Shard) reset() {
 	s.removing, s.drains = map[string]struct{}{}, map[string]struct{}{}
 	s.backoff = map[string]*backoffList{}
 	s.barriers, s.memberWaiters = nil, nil
+	s.blockedMs = map[txnid.ID]uint64{}
 	s.kept = keptResults{byID: map[txnid.ID]keptResult{}}
 	s.waiting, s.forgetOut = 0, false
 	s.sealed, s.sealedCount, s.open, s.openCount = nil, nil, nil, 0

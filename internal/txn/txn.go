@@ -370,8 +370,8 @@ func (s *State) Waiting(id txnid.ID, limit int) (need lock.Need, blockers []txni
 func (s *State) Contended(id txnid.ID, service string) bool { return s.locks.Contended(id, service) }
 
 // Locks lists nodes of the lock table, as lock.Table.List does.
-func (s *State) Locks(after string, limit int, match func(key string, waiters int) bool) []lock.Node {
-	return s.locks.List(after, limit, match)
+func (s *State) Locks(from string, limit int, match func(key string, waiters int) bool) []lock.Node {
+	return s.locks.List(from, limit, match)
 }
 
 // LockQueue counts the transactions that wait for one node.

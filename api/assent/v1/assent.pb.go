@@ -1316,7 +1316,8 @@ type ListLocksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only of this service. Absent: all.
 	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
-	// Only this key of the service, and those below it. Absent: all.
+	// Only this key of the service, those below it, and those above it that are locked as
+	// such; "/" is the whole service. Absent: all.
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// Only those that somebody waits for.
 	Waited bool `protobuf:"varint,3,opt,name=waited,proto3" json:"waited,omitempty"`
@@ -1539,7 +1540,10 @@ type LockOwner struct {
 	Mode string `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
 	// When the first try of the transaction began: elders are served first.
 	Age *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=age,proto3" json:"age,omitempty"`
-	// Since when it holds the key, or waits for it.
+	// Since when it holds the key, or waits for it. Absent if that is not known: an
+	// interactive transaction may have got each key at another time, and what is held at
+	// another shard than its home, or waited for since before the last change of leader, is
+	// not timed.
 	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
