@@ -109,7 +109,7 @@ func (c *Client) begin(ctx context.Context, retryOf string, o *options) (*Tx, er
 		id = id[:15] + retryOf[15:18] + id[18:]
 	}
 	body := map[string]string{"id": id, "idle_timeout": o.idle.String()}
-	if o.timeout > 0 {
+	if o.timeout != 0 { // one out of range is refused
 		body["timeout"] = o.timeout.String()
 	}
 	if retryOf != "" {

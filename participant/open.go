@@ -269,7 +269,7 @@ func (o *openBranches) expire(b *openBranch) {
 	o.end(b)
 	ctx, cancel := context.WithTimeout(context.Background(), o.p.cfg.Limits.CallTimeout)
 	defer cancel()
-	if err := o.p.refuse(ctx, c, lostReason); err != nil {
+	if err := o.p.refuse(ctx, c, fmt.Sprintf("%s: no call came for %v, this service's limit for open work", ReasonExecutionLost, o.p.cfg.OpenIdle)); err != nil {
 		o.p.log.Warn("the end of an open branch was not recorded", "service", o.p.cfg.Service,
 			"transaction", b.key.transaction, "branch", b.key.branch, "error", err)
 	}

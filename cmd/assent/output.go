@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/assent-tx/assent/internal/server"
 )
@@ -38,7 +39,7 @@ func optional(w io.Writer, name, value string) {
 // plain keeps the text of strangers on its line.
 func plain(s string) string {
 	for _, c := range s {
-		if c < ' ' || c == 0x7f || c >= 0x80 && c < 0xa0 {
+		if !unicode.IsPrint(c) { // control, or what turns the line around
 			return fmt.Sprintf("%q", s)
 		}
 	}

@@ -28,7 +28,7 @@ type txnBeginCmd struct {
 
 // Help is shown by --help.
 func (*txnBeginCmd) Help() string {
-	return `  TX=$(assent txn begin --idle-timeout 5m)
+	return `  TX=$(assent txn begin --timeout 5m --idle-timeout 5m)
   assent txn step $TX 1 --op bank-a='{"op":"read","account":1}' --lock bank-a=accounts/1 --now
   assent txn step $TX 2 --op bank-a='{"transfer":"t2","account":1,"amount":-30}' --lock bank-a=accounts/1
   assent txn commit $TX
@@ -86,6 +86,9 @@ func (c *txnStepCmd) Run(ctx context.Context, std *streams) error {
 		return &exitError{exitUsage, err}
 	}
 	if len(c.Op) == 0 {
+		if c.Now {
+			return &exitError{exitUsage, errors.New("--now without --op: name what is to be executed at once")}
+		}
 		answer, err := c.client().do(ctx, http.MethodPost, transactionPath(c.ID)+"/locks", server.LocksBody{Step: c.Number, Locks: locks})
 		if err != nil {
 			return err
@@ -138,7 +141,7 @@ func (c *txnStepCmd) locks() (locks []server.ServiceLockBody, err error) {
 type txnCommitCmd struct {
 	clientFlags
 	ID      string `arg:"" help:"Id of the transaction."`
-	WaitFor string `name:"wait" placeholder:"UNTIL" help:"When to answer: decided or completed."`
+	WaitFor string `name:"wait" placeholder:"UNTIL" help:"When to answer: decided, completed or none."`
 }
 
 // Run commits.

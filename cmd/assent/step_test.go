@@ -45,6 +45,7 @@ func TestSteps(t *testing.T) {
 		{"victim with operations", "txn step " + someID + " 1 --op a=1 --now", answer{200, `{"transaction":` + victimTx + `}`}, 1, "POST", ""},
 		{"commit", "txn commit " + someID + " --wait completed", answer{200, committedTx}, 0, `POST /v1/transactions/` + someID + `/commit {"wait":"completed"}`, "committed"},
 		{"commit of a victim", "txn commit " + someID, answer{200, victimTx}, 1, "POST", "DEADLOCK"},
+		{"nothing to execute now", "txn step " + someID + " 1 --lock a=k --now", answer{}, 2, "", ""},
 		{"bad lock", "txn step " + someID + " 1 --lock a", answer{}, 2, "", ""},
 		{"bad operation", "txn step " + someID + " 1 --op a={", answer{}, 2, "", ""},
 		{"locks", "locks --service a --key k --waited --page-size 7", answer{200, someLocks}, 0, "GET /v1/locks?key=k&page_size=7&service=a&waited=true", "(all of it)"},

@@ -71,6 +71,10 @@ const (
 	maxPostgresConns = 32
 )
 
+// openIdle leaves time for people who type the steps of a transaction into a shell; what
+// programs leave open is ended by the coordinator's limits before that.
+const openIdle = 5 * time.Minute
+
 // OpenPostgreSQL is Open for a PostgreSQL database, which holds this one book.
 func OpenPostgreSQL(dsn, name string, accounts int, balance int64, logger *slog.Logger) (*Ledger, error) {
 	if logger == nil {
@@ -92,7 +96,7 @@ func (l *Ledger) open(schema string, dialect participant.Dialect, accounts int, 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create ledger %s: %w", l.name, err), l.db.Close())
 	}
-	l.part, err = participant.New(context.Background(), participant.Config{Service: l.name, DB: l.db, Dialect: dialect, Handler: l, Logger: logger})
+	l.part, err = participant.New(context.Background(), participant.Config{Service: l.name, DB: l.db, Dialect: dialect, Handler: l, Logger: logger, OpenIdle: openIdle})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("participant %s: %w", l.name, err), l.db.Close())
 	}

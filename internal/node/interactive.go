@@ -294,6 +294,9 @@ func (n *Node) Heartbeat(ctx context.Context, id string) (Transaction, error) {
 	}
 	token := shard.Token(n.tokens.Add(1))
 	rep := n.home(tid).do(ctx, token, &shard.Heartbeat{Token: token, ID: tid}, &shard.Cancel{ID: tid})
+	if rep.Err != nil && rep.Err.Code == reason.NotFound {
+		rep.Err = reason.New(reason.NotFound, "begin it with POST /v1/transactions:begin", "no transaction %s", id)
+	}
 	return n.result(&rep)
 }
 

@@ -133,8 +133,10 @@ func wantedKind(t reflect.Type) string {
 		return "a string"
 	case reflect.Bool:
 		return "a boolean"
-	case reflect.Int, reflect.Int32, reflect.Uint32, reflect.Int64, reflect.Uint64:
+	case reflect.Int, reflect.Int32, reflect.Int64:
 		return "an integer"
+	case reflect.Uint32, reflect.Uint64:
+		return "an integer of 0 or more"
 	case reflect.Slice:
 		return "an array"
 	case reflect.Struct:

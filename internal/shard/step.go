@@ -260,6 +260,10 @@ func (s *Shard) commitAsked(t *txn.Txn) {
 
 // heartbeat is a question after the transaction that also says: the client is there.
 func (s *Shard) heartbeat(ev *Heartbeat) {
+	if t := s.st.Get(ev.ID); s.leading && t != nil && !t.Interactive && !t.NeverBegun {
+		s.refuse(ev.Token, stepRefusal(reason.NotInteractive, ev.ID, 0, ""))
+		return
+	}
 	if r := s.runs[ev.ID]; r != nil {
 		r.touchedUs = s.now.MonoUs
 	}
