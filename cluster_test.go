@@ -26,6 +26,7 @@ import (
 	"github.com/assent-tx/assent/internal/peer"
 	"github.com/assent-tx/assent/internal/replog"
 	rmhttp "github.com/assent-tx/assent/internal/rm/http"
+	"github.com/assent-tx/assent/internal/serveproc"
 	"github.com/assent-tx/assent/internal/server"
 	"github.com/assent-tx/assent/internal/shard"
 )
@@ -43,12 +44,11 @@ type member struct {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := serveproc.FreeAddress() // a connection may not take it while its member is down
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return address
 }
 
 func newMember(t *testing.T, base, name string) *member {
