@@ -266,17 +266,18 @@ func TestInteractiveRefusals(t *testing.T) {
 func TestInteractiveIdle(t *testing.T) {
 	s := start(t, nil)
 	s.addLedger(t.TempDir(), "a")
-	dead := s.begin(node.Beginning{IdleTimeout: 150 * time.Millisecond})
+	const idle, beat = time.Second, 300 * time.Millisecond
+	dead := s.begin(node.Beginning{IdleTimeout: idle})
 	s.step(dead.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
-	next := s.begin(node.Beginning{IdleTimeout: 150 * time.Millisecond}) // waits longer than it may be silent
+	next := s.begin(node.Beginning{IdleTimeout: idle * 4 / 5}) // waits longer than it may be silent
 	if r := s.step(next.ID, 1, listOp("a", "append", "x", 2, node.Exclusive, true)); r.State != "active" {
 		t.Fatalf("the next: %+v", r)
 	}
 	if r, err := s.node.Transaction(t.Context(), dead.ID); err != nil || r.Abort == nil || r.Abort.Reason != reason.IdleTimeout {
 		t.Errorf("the dead client's: %+v, %v", r, err)
 	}
-	for range 8 {
-		time.Sleep(40 * time.Millisecond) // the client's, not the test's: it works between its heartbeats
+	for range 4 {
+		time.Sleep(beat) // the client's, not the test's: it works between its heartbeats
 		if _, err := s.node.Heartbeat(t.Context(), next.ID); err != nil {
 			t.Fatal(err)
 		}
@@ -431,6 +432,7 @@ func TestInteractiveUpgrade(t *testing.T) {
 	}
 }
 
+// TestInteractiveRestart: transactions go on where they were, and so do operations that
 // have begun: the participant repeats its results.
 func TestInteractiveRestart(t *testing.T) {
 	s := start(t, nil)
@@ -622,7 +624,7 @@ func TestInteractiveCommitOfWhatRuns(t *testing.T) {
 		return 200, `{"vote":"yes"}`
 	}
 	s.register(f, func(spec *node.ServiceSpec) { spec.ExecuteURL = f.srv.URL + "/execute" })
-	tx := s.begin(node.Beginning{Timeout: time.Second})
+	tx := s.begin(node.Beginning{Timeout: 3 * time.Second}) // time to ask for the commit
 	ctx, cancel := context.WithCancel(t.Context())
 	var asks sync.WaitGroup
 	asks.Go(func() {

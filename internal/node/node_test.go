@@ -311,7 +311,8 @@ func TestDeadParticipantTimesOutAndDelaysNobodyElse(t *testing.T) {
 	s.register(a, nil)
 	s.register(dead, nil)
 	dead.srv.Close()
-	got := s.submit(node.Submission{Operations: []node.Operation{op("a", "x"), op("dead", "y")}, Timeout: 150 * time.Millisecond})
+	// The first without a vote is named: the dead one, however slow the other is.
+	got := s.submit(node.Submission{Operations: []node.Operation{op("dead", "y"), op("a", "x")}, Timeout: 150 * time.Millisecond})
 	if got.Abort == nil || got.Abort.Reason != reason.Timeout || got.Abort.Service != "dead" {
 		t.Fatalf("%+v %+v", got, got.Abort)
 	}
@@ -456,14 +457,15 @@ func TestWaitEndsWithTheRequest(t *testing.T) {
 	s.register(a, nil)
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	a.script(func(phase string) (int, string) {
 		if phase == "prepare" {
+			cancel() // not before: what is told is what is known by then
 			<-release
 		}
 		return 200, `{"vote":"yes"}`
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
 	got, err := s.node.Submit(ctx, node.Submission{Operations: []node.Operation{op("a", "x")}, Timeout: time.Minute})
 	if err != nil || got.State != "preparing" {
 		t.Fatalf("%+v %v", got, err)
@@ -525,11 +527,20 @@ func TestDrainingServiceMayMove(t *testing.T) {
 		return http.StatusInternalServerError, ``
 	})
 	tx := s.submit(node.Submission{Operations: []node.Operation{op("a", "k")}})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if v, err := s.node.DeleteService(ctx, "a"); err != nil || v.State != "draining" {
-		t.Fatalf("%+v %v", v, err)
-	}
+	var removal sync.WaitGroup
+	removal.Go(func() {
+		if v, err := s.node.DeleteService(ctx, "a"); err != nil || v.State != "draining" {
+			t.Errorf("%+v %v", v, err)
+		}
+	})
+	s.eventually("it drains", func() bool {
+		v, err := s.node.Service(t.Context(), "a")
+		return err == nil && v.State == "draining"
+	})
+	cancel()
+	removal.Wait()
 	s.register(moved, nil)
 	s.eventually("the commit at the new address, and the removal", func() bool {
 		_, err := s.node.Service(t.Context(), "a")
