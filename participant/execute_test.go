@@ -266,12 +266,12 @@ func eventuallyClosed(t *testing.T, p *participant.Participant) {
 
 // Work does not count as idle time.
 func TestBusyBranchDoesNotExpire(t *testing.T) {
-	const idle = 20 * time.Millisecond
+	const idle = 300 * time.Millisecond // between two calls it is less
 	db := openLedger(t, ledgerFile(t))
 	p := start(t, db, func(c *participant.Config) {
 		c.OpenIdle = idle
 		c.Handler = scripted(func(ctx context.Context, tx *sql.Tx, b participant.Branch, word string) (json.RawMessage, error) {
-			time.Sleep(3 * idle) // as long as slow statements
+			time.Sleep(idle * 3 / 2) // as long as slow statements
 			return nil, entry(ctx, tx, b, word)
 		})
 	})

@@ -204,6 +204,12 @@ func executeSessionKilled(t *testing.T, b *bed) {
 	r := a.resource()
 	kill := func() {
 		t.Helper()
+		eventually(t, func() error { // one that was killed before is gone a moment after it has said so
+			if n := ask[int](t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'`); n != 1 {
+				return fmt.Errorf("%d sessions are in a transaction", n)
+			}
+			return nil
+		})
 		if n := ask[int](t, db, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 			WHERE datname = current_database() AND state = 'idle in transaction' AND pid <> pg_backend_pid()`); n != 1 {
 			t.Fatalf("%d sessions are in a transaction", n)
@@ -263,7 +269,8 @@ func executeAgentRestarts(t *testing.T, b *bed) {
 // themselves.
 func executeLimits(t *testing.T, b *bed) {
 	dsn := b.database(t)
-	a := start(t, dsn, func(c *Config) { c.MaxConns, c.MaxOpenBranches, c.OpenIdle = 4, 100, 400*time.Millisecond })
+	const idle = 3 * time.Second // longer than the calls take that find branches open
+	a := start(t, dsn, func(c *Config) { c.MaxConns, c.MaxOpenBranches, c.OpenIdle = 4, 100, idle })
 	r := a.resource()
 	for i := range 2 {
 		r.mustExecute(t, executeCall(newID(), op(fmt.Sprintf(`{"sql":"UPDATE account SET note = 'open' WHERE id = %d"}`, i+1))), `{"statements":[{"row_count":1}]}`)
