@@ -506,8 +506,16 @@ func (c *cluster) newLoad(ctx context.Context) (*load, context.Context) {
 // patience of one transaction: it may meet many faults in a row.
 const patience = 2 * time.Minute
 
+// coveredTimeout of the transactions of a covered bank: none may be aborted, so none is given
+// up because its client does not come through on a busy machine.
+const coveredTimeout = time.Minute
+
 // oneShots submit transfers as a whole.
 func (c *cluster) oneShots(ctx context.Context, l *load, clients int) {
+	timeout := 30 * time.Second
+	if c.bank.covered {
+		timeout = coveredTimeout
+	}
 	for i := range clients {
 		l.all.Go(func() {
 			at := i
@@ -517,7 +525,7 @@ func (c *cluster) oneShots(ctx context.Context, l *load, clients int) {
 				ops := c.bank.transfer(id, from, to, 0)
 				hard, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 				begun := time.Now()
-				o, err := c.caller.submit(hard, &at, id, ops, 30*time.Second)
+				o, err := c.caller.submit(hard, &at, id, ops, timeout)
 				cancel()
 				if took := time.Since(begun); took > 15*time.Second {
 					c.t.Logf("transaction %s took %v", id, took.Round(time.Millisecond))
@@ -566,6 +574,10 @@ func (c *cluster) interactive(ctx context.Context, own int, now func(service str
 	why := map[string]string{} // a try was aborted
 	from, to := c.bank.pair()
 	begun := time.Now()
+	timeout, idle := 20*time.Second, 8*time.Second
+	if c.bank.covered {
+		timeout, idle = coveredTimeout, coveredTimeout
+	}
 	defer func() {
 		if took := time.Since(begun); took > 15*time.Second {
 			c.t.Logf("an interactive transaction took %v: %v", took.Round(time.Millisecond), tries)
@@ -582,7 +594,7 @@ func (c *cluster) interactive(ctx context.Context, own int, now func(service str
 			}
 		}
 		return nil
-	}, assent.WithTries(100), assent.WithTimeout(20*time.Second), assent.WithIdleTimeout(8*time.Second))
+	}, assent.WithTries(100), assent.WithTimeout(timeout), assent.WithIdleTimeout(idle))
 	var unknown *assent.UnknownOutcomeError
 	var aborted *assent.AbortedError
 	last := len(tries) - 1

@@ -18,7 +18,7 @@ import (
 
 var failoverKills = flag.Int("failover.kills", 5, "how many leaders TestFailoverGap kills")
 
-// twoBooks are a cluster of one shard with two ledgers behind gates.
+// twoBooks are a cluster with two ledgers behind gates.
 func twoBooks(ctx context.Context, t *testing.T, shards int) (*cluster, []*gate) {
 	t.Helper()
 	c := newCluster(t, shards)
@@ -94,7 +94,7 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 		return slow[phase]
 	}
 	a, b := c.bank.places[0], c.bank.places[1]
-	c.behindGate(ctx, "bank-c")
+	gates = append(gates, c.behindGate(ctx, "bank-c"))
 	third := c.bank.places[2]
 
 	leader, err := c.AwaitLeader(ctx, 0, nil)

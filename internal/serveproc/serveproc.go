@@ -3,6 +3,7 @@
 package serveproc
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -231,17 +232,19 @@ func (p *Process) Report(ctx context.Context) string {
 	return b.String()
 }
 
-// Settled waits until every transaction has ended, and then checks that no hazard
-// and no lock is left.
+// Settled waits until every transaction has ended and no hazard and no lock is left. A
+// question that meets an election is asked again.
 func (p *Process) Settled(ctx context.Context) error {
 	for {
 		left, err := p.unsettled(ctx)
-		if err != nil || left == "" {
-			return err
+		if err == nil && left == "" {
+			return nil
 		}
 		select {
+		case <-p.exited:
+			return fmt.Errorf("%w; its log ends:\n%s", ErrExited, p.logTail())
 		case <-ctx.Done():
-			return errors.New(left)
+			return errors.Join(errors.New(cmp.Or(left, "it is not known whether transactions are open")), err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
