@@ -415,7 +415,7 @@ func (s *Shard) giveWay(id txnid.ID) {
 	}
 	if w, ok := s.st.WoundOf(id); ok {
 		m := Message{
-			Kind: MessageGiveWay, To: id.Shard(s.cfg.Shards), ID: id, Request: c.Request, Text: txn.DescribeWound(w), Service: serviceOf(w.Key),
+			Kind: MessageGiveWay, To: id.Shard(s.cfg.Shards), ID: id, Request: c.Request, Text: txn.DescribeWound(w), Service: lock.Service(w.Key),
 			Key: w.Key, Mode: w.Mode.String(), Behind: []txnid.ID{w.Owner},
 		}
 		if cycle, in := s.foreign.cycles[id]; in {

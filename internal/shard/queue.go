@@ -4,6 +4,7 @@ import (
 	"sort"
 	"strconv"
 
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
@@ -38,11 +39,7 @@ func (s *Shard) seal() {
 // lazyAck keeps an acknowledgement for whatever entry comes next. Losing it is
 // harmless: the branch is told its decision again.
 func (s *Shard) lazyAck(a txn.Ack) {
-	if len(s.lazy) == 0 {
-		s.lazySinceUs = s.now.MonoUs
-	}
-	s.lazy = txn.AppendAck(s.lazy, a)
-	s.lazyCount++
+	s.lazyCommand(func(dst []byte) []byte { return txn.AppendAck(dst, a) })
 }
 
 // lazyCommand is lazyAck for another command that will be asked for again if it is lost.
@@ -107,8 +104,8 @@ const (
 	lockBranch = -3 // a wait for locks
 )
 
-// timer is a deadline of a transaction (noBranch, idleBranch, lockBranch) or the retry of a branch. It is
-// void if the run no longer has that time.
+// timer is a deadline of a transaction (noBranch, idleBranch, lockBranch) or the retry of a
+// branch. It is void if the run no longer has that time.
 type timer struct {
 	atUs   int64
 	id     txnid.ID
@@ -279,23 +276,14 @@ func (s *Shard) lockTimedOut(r *run, long string) {
 		if len(ids) > 0 {
 			c.Message += " behind transaction " + ids[0].String()
 		}
-		c.Service = serviceOf(need.Key)
+		c.Service = lock.Service(need.Key)
 	} else if p := r.waitsAt(); p != nil {
-		c.Message, c.Service = "waited"+long+" for "+p.key+" ("+p.mode+")", serviceOf(p.key)
+		c.Message, c.Service = "waited"+long+" for "+p.key+" ("+p.mode+")", lock.Service(p.key)
 		if len(p.behind) > 0 {
 			c.Message += " behind transaction " + p.behind[0].String()
 		}
 	}
 	s.proposeAbort(r, c)
-}
-
-func serviceOf(key string) string {
-	for i := range len(key) {
-		if key[i] == '/' {
-			return key[:i]
-		}
-	}
-	return key
 }
 
 func (s *Shard) nextWakeUs() int64 {

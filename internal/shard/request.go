@@ -535,7 +535,7 @@ func (s *Shard) view(t *txn.Txn, repeated bool) *View {
 		v.Txn.Branches[0].Fate = txn.FateDone
 	}
 	if t.Status == txn.Active {
-		if need, ids, ok := s.st.Waiting(t.ID, 8); ok {
+		if need, ids, ok := s.st.Waiting(t.ID, maxBehind); ok {
 			v.WaitKey, v.WaitMode, v.WaitsFor = need.Key, need.Mode.String(), ids
 		} else if p := r.waitsAt(); p != nil {
 			v.WaitKey, v.WaitMode, v.WaitsFor = p.key, p.mode, p.behind
