@@ -49,11 +49,10 @@ var Table = map[string]Package{
 	"internal/sim/cluster":  {Ring: Quiet, Imports: []string{"internal/sim/sessions", "internal/shard", "internal/txn", "internal/txnid", "internal/reason"}},
 	"internal/sim/exhaust":  {Ring: Quiet, Imports: []string{"internal/sim", "internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason", "internal/mutant"}},
 
-	"internal/replog":    {Ring: Edge, Imports: []string{"internal/failpoint", "internal/mutant"}},
-	"internal/rm":        {Ring: Edge, Imports: []string{"internal/txnid"}},
-	"internal/rm/http":   {Ring: Edge, Imports: []string{"internal/rm", "internal/txnid", "internal/failpoint", "internal/mutant"}},
-	"internal/rm/local":  {Ring: Edge, Imports: []string{"internal/rm", "internal/rm/http", "participant"}},
-	"internal/rm/rmtest": {Ring: Edge, Imports: []string{"internal/rm", "internal/rm/http", "internal/txnid", "participant"}},
+	"internal/replog":   {Ring: Edge, Imports: []string{"internal/failpoint", "internal/mutant"}},
+	"internal/rm":       {Ring: Edge, Imports: []string{"internal/txnid"}},
+	"internal/rm/http":  {Ring: Edge, Imports: []string{"internal/rm", "internal/txnid", "internal/failpoint", "internal/mutant"}},
+	"internal/rm/local": {Ring: Edge, Imports: []string{"internal/rm", "internal/rm/http", "participant"}},
 	"internal/node": {Ring: Edge, Imports: []string{
 		"internal/shard", "internal/txn", "internal/lock", "internal/txnid", "internal/reason",
 		"internal/replog", "internal/rm", "internal/mutant", "internal/failpoint",
@@ -89,7 +88,7 @@ var Libraries = map[string][]string{
 	"github.com/hashicorp/raft":           {"internal/replog"},
 	"github.com/hashicorp/go-hclog":       {"internal/replog"},
 	"github.com/cockroachdb/pebble":       {"internal/replog"},
-	"database/sql":                        {"participant", "internal/agent/postgres", "internal/ledger", "rm/rmtest", "internal/rm/rmtest", "cmd/assent"},
+	"database/sql":                        {"participant", "internal/agent/postgres", "internal/ledger", "rm/rmtest", "cmd/assent"},
 	"modernc.org/sqlite":                  {"internal/ledger", "cmd/assent"},
 	"google.golang.org/grpc":              {".", "api/assent/v1", "internal/server", "internal/peer", "cmd/assent"},
 	"github.com/prometheus/client_golang": {"internal/agent/postgres", "internal/node", "internal/server", "cmd/assent"},
@@ -97,7 +96,7 @@ var Libraries = map[string][]string{
 	"go.yaml.in/yaml":                     {"cmd/assent", "internal/config"},
 	"math/rand":                           {"internal/contention", "internal/sim", "internal/sim/sessions", "internal/sim/cluster", "internal/bench", "internal/rm/http", "internal/ledger", "internal/replog", "internal/serveproc", "internal/node", "internal/cluster", "participant", "discovery", ".", "cmd/assent"},
 	"github.com/anishathalye/porcupine":   {"internal/check/linear"},
-	"testing":                             {"rm/rmtest", "internal/rm/rmtest", "internal/pgtest"},
+	"testing":                             {"rm/rmtest", "internal/pgtest"},
 }
 
 // pureImports is all that the pure ring may import of others: each gives the

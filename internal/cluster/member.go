@@ -41,7 +41,7 @@ type book struct {
 // node needs the addresses of others at its start.
 const MembersFile = "members.json"
 
-// Open reads the file of an earlier run. static are addresses by node name.
+// OpenBook reads the file of an earlier run. static are addresses by node name.
 func (c *Cluster) OpenBook(dir string, static map[string]string) error {
 	c.book.mu.Lock()
 	defer c.book.mu.Unlock()

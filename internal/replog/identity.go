@@ -161,26 +161,6 @@ func lockDirectory(disk vfs.FS, dir string) (io.Closer, error) {
 	}
 }
 
-// RecordedShards is the shard count that a data directory was made with; 0: none was
-// made there yet. It changes nothing, and leaves what else is wrong to Open.
-func RecordedShards(dir string) (uint32, error) {
-	content, err := readFile(vfs.Default, vfs.Default.PathJoin(dir, identityName), 64<<10)
-	if oserror.IsNotExist(err) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("read identity: %w", err)
-	}
-	id, err := decodeIdentity(content)
-	if err != nil {
-		return 0, damaged(dir, "%s: %v", identityName, err)
-	}
-	if id.Format > dirFormat {
-		return 0, nil // Open says so
-	}
-	return id.Shards, nil
-}
-
 // ownIdentity returns a directory's identity, made now (and durable) if the directory
 // is empty. The caller holds the directory's lock.
 func ownIdentity(disk vfs.FS, dir, node string) (identity, error) {

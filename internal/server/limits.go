@@ -31,7 +31,8 @@ type Limits struct {
 	MaxRequestBytesInFlight int64 // bodies of requests that are not answered; then submissions are refused
 }
 
-// DefaultLimits are the documented limits.
+// DefaultLimits are the documented limits; `assent serve` takes those of connections and of
+// requests in flight from --max-waiting-requests.
 func DefaultLimits() Limits {
 	return Limits{
 		MaxRequestBytes:    1 << 20,
