@@ -127,10 +127,10 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 	for i := range 4 {
 		opened.Add(1)
 		all.Go(func() {
-			tries := 0
 			var last string
+			arrived := sync.OnceFunc(opened.Done)
+			defer arrived() // also if it never begins
 			err := c.client.Run(ctx, func(ctx context.Context, tx *assent.Tx) error {
-				tries++
 				last = tx.ID()
 				ops := c.bank.transfer(tx.ID(), third, a, 1+i)
 				err := tx.Lock(ctx, assent.Exclusive(fmt.Sprint("own/", i)).Of("bank-a"))
@@ -138,9 +138,7 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 					// The ledger has one open branch at a time: only one transaction executes.
 					_, err = tx.Do(ctx, assent.StepOperation{Operation: ops[0], Now: i == 0})
 				}
-				if tries == 1 {
-					opened.Done()
-				}
+				arrived()
 				if err != nil {
 					return err
 				}
@@ -162,8 +160,8 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 	for waiting == 0 || preparing == 0 {
 		for state, n := range map[string]*int{"active": &waiting, "preparing": &preparing} {
 			body, err := leader.Get(ctx, "/v1/transactions?page_size=100&state="+state)
-			if err != nil {
-				t.Fatal(err)
+			if ctx.Err() != nil || t.Failed() {
+				t.Fatalf("%d transactions wait for locks, %d are in their preparation: %v", waiting, preparing, err)
 			}
 			*n = strings.Count(string(body), map[string]string{"active": `"waits_for":`, "preparing": `"state":"preparing"`}[state])
 		}
