@@ -223,11 +223,12 @@ func (c *testCluster) append(data string) {
 	})
 }
 
-// settled: every node that is a member has the whole stream.
+// settled: every node that is a member has the whole stream. What was proposed again, since
+// nobody knew whether it was appended, may be there twice.
 func (c *testCluster) settled(want []string, nodes ...*testNode) {
 	c.t.Helper()
 	for _, n := range nodes {
-		c.await(fmt.Sprintf("%s has the stream of %d", n.id, len(want)), func() bool { return slices.Equal(slices.Compact(n.rec.stream()), want) })
+		c.await(fmt.Sprintf("%s has the stream of %d", n.id, len(want)), func() bool { return slices.Equal(slices.Compact(slices.Clone(n.rec.stream())), want) })
 	}
 }
 
