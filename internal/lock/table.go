@@ -314,6 +314,18 @@ func (t *Table) Contended(owner txnid.ID, service string) (contended bool) {
 	return contended
 }
 
+// Holds reports whether an owner holds a node, in whatever mode.
+func (t *Table) Holds(owner txnid.ID, key string) (holds bool) {
+	c, at := t.claims[owner], t.nodes[key]
+	if c == nil || at == nil {
+		return false
+	}
+	c.eachAt(Service(key), func(s *slot) {
+		holds = holds || s.node == at && (c.granted() || s != c.outstanding())
+	})
+	return holds
+}
+
 // Queue counts those that wait at a node.
 func (t *Table) Queue(key string) (n int) {
 	if at := t.nodes[key]; at != nil {

@@ -81,6 +81,7 @@ func (s *Shard) effect(e *txn.Effect) {
 			delete(s.foreign.cycles, e.ID)
 			break
 		}
+		s.lookLater(e.ID) // one that queues again waits for somebody, too
 		text := txn.DescribeWound(e.Cycle[0])
 		if r := s.runs[e.ID]; r != nil {
 			s.gaveWay(r, &wish{wait: e.Cycle[0], text: text, here: true, atMs: s.st.NowMs(), waiting: e.Waiting})
@@ -235,7 +236,8 @@ func (s *Shard) call(r *run, i int, phase Phase) {
 	if b.phase != phase {
 		b.phase, b.failures = phase, 0
 	}
-	b.attempt++
+	b.attempt = max(b.attempt, s.attemptFloor) + 1
+	s.topAttempt = max(s.topAttempt, b.attempt)
 	b.calling, b.retryAtUs = true, 0
 	c := Call{
 		Phase: phase, Service: rec.Service, Generation: rec.Generation, ID: t.ID, Branch: uint32(i),

@@ -364,14 +364,16 @@ func (s *Shard) confirmOver(id txnid.ID, shard uint32) {
 // ---- the lock shard's side
 
 func (s *Shard) asked(m *Message) {
-	if c := s.st.ForeignClaim(m.ID); c != nil && (c.Over || m.Request <= c.Request) {
+	c := s.st.ForeignClaim(m.ID)
+	if c != nil && (c.Over || m.Request <= c.Request) {
 		s.tellClaim(m.ID, m.Request)
 		return
 	}
 	if s.foreign.claiming[m.ID] >= m.Request || s.pendingBytes >= s.cfg.MaxPendingBytes {
 		return
 	}
-	if key, waiting := s.overfull(m.Needs); waiting > 0 {
+	// One that was submitted as a whole and gave way queues again, unseen by its client.
+	if key, waiting := s.overfull(m.ID, m.Needs); waiting > 0 && !(c != nil && c.Whole) {
 		text := strconv.Itoa(waiting) + " transactions wait for the lock of " + strconv.Quote(key) + ": slow down, or declare finer keys"
 		s.send(Message{Kind: MessageRefused, To: m.From, ID: m.ID, Request: m.Request, Service: lock.Service(key), Text: text})
 		return

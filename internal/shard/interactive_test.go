@@ -279,3 +279,242 @@ func TestLocksOfARemovedService(t *testing.T) {
 	d.all()
 	wants(d, 4, "")
 }
+
+// calls collects the calls of one event.
+func (d *drive) calls(ev Event) []Call {
+	d.s.Step(d.time(), ev)
+	calls := append([]Call(nil), d.s.Ready().Calls...)
+	d.act()
+	return calls
+}
+
+// allCalls applies whatever is proposed and returns the calls.
+func (d *drive) allCalls(term uint64) (calls []Call) {
+	for len(d.entries) > 0 {
+		d.index++
+		if err := d.s.Apply(d.time(), d.index, term, d.entries[0]); err != nil {
+			d.t.Fatal(err)
+		}
+		d.entries = d.entries[1:]
+		calls = append(calls, d.s.Ready().Calls...)
+		d.act()
+	}
+	return calls
+}
+
+// A leadership that is given up and taken again in the same term (an append failed, a
+// transfer of the lead came to nothing) must not take the answer to a call of before for
+// the answer to one of its own, which is about another operation.
+func TestAnswerOfAnEarlierLeadershipInTheSameTerm(t *testing.T) {
+	d := leads(t, 1)
+	id := homedID(0, 1, 1)
+	d.open(1, id, 600_000)
+	result := func(s string) []byte { return []byte(s) }
+	// Step 1 has two reads, both in one call; step 2 another one, which the participant is slow with.
+	d.enlist(2, &txn.Enlist{
+		ID: id, Step: 1, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}},
+		Ops:   []txn.EnlistOp{{Payload: []byte(`"read a"`), Now: true}, {Payload: []byte(`"read b"`), Now: true}},
+		Locks: exclusive("s/a", "s/b"),
+	})
+	first := d.allCalls(1)
+	if len(first) != 1 || len(first[0].Operations) != 2 {
+		t.Fatalf("%+v", first)
+	}
+	d.step(&CallDone{ID: id, Phase: PhaseExecute, Attempt: first[0].Attempt, Term: 1, Answer: Executed, Results: [][]byte{result("a"), result("b")}, Execution: "x"})
+	if r := d.answered(2); r == nil || r.Err != nil {
+		t.Fatalf("step 1: %+v", r)
+	}
+	d.enlist(3, &txn.Enlist{
+		ID: id, Step: 2, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}},
+		Ops: []txn.EnlistOp{{Payload: []byte(`"read c"`), Now: true}}, Locks: exclusive("s/c"),
+	})
+	late := d.allCalls(1)
+	if len(late) != 1 || late[0].First != 2 {
+		t.Fatalf("%+v", late)
+	}
+
+	// runner.proposalFailed: Follow, then Lead in the same term.
+	d.step(&Follow{})
+	d.step(&Lead{Term: 1})
+	again := d.allCalls(1)
+	if !d.s.Leading() || len(again) != 1 || again[0].First != 0 || len(again[0].Operations) != 1 {
+		t.Fatalf("%+v", again)
+	}
+	again = d.calls(&CallDone{ID: id, Phase: PhaseExecute, Attempt: again[0].Attempt, Term: 1, Answer: Executed, Results: [][]byte{result("a")}, Execution: "x"})
+	if len(again) != 1 || again[0].First != 1 {
+		t.Fatalf("%+v", again)
+	}
+	// The answer to the slow call of before arrives: it is about operation 3, "read c".
+	third := d.calls(&CallDone{ID: id, Phase: PhaseExecute, Attempt: late[0].Attempt, Term: 1, Answer: Executed, Results: [][]byte{result("c")}, Execution: "x"})
+	// And then that to the call that is under way.
+	d.calls(&CallDone{ID: id, Phase: PhaseExecute, Attempt: again[0].Attempt, Term: 1, Answer: Executed, Results: [][]byte{result("b")}, Execution: "x"})
+	for _, c := range third {
+		d.calls(&CallDone{ID: id, Phase: PhaseExecute, Attempt: c.Attempt, Term: 1, Answer: Executed, Results: [][]byte{result("c")}, Execution: "x"})
+	}
+	// The client repeats step 1, as it is told to when leadership changes.
+	d.enlist(4, &txn.Enlist{
+		ID: id, Step: 1, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}},
+		Ops:   []txn.EnlistOp{{Payload: []byte(`"read a"`), Now: true}, {Payload: []byte(`"read b"`), Now: true}},
+		Locks: exclusive("s/a", "s/b"),
+	})
+	d.all()
+	r := d.answered(4)
+	if r == nil || r.View == nil {
+		t.Fatalf("step 1 again: %+v", r)
+	}
+	if got := string(r.View.StepResults[1]); got != "b" {
+		t.Errorf("the read of b returns %q, which is what the read of c returned", got)
+	}
+}
+
+// Who gave back its locks and waits for them again asks what has become of the holder, as
+// whoever began to wait does: the holder's release may be lost with its sender.
+func TestRestartedWaiterInquires(t *testing.T) {
+	d := leads(t, 2)
+	id, elder := homedID(0, 2, 2), homedID(1, 2, 1)
+	b := txn.Begin{
+		ID: id, TimeoutMs: 600_000, Branches: []txn.BeginBranch{{Service: "s", Generation: 1, Ops: [][]byte{[]byte(`1`)}}}, Locks: exclusive("s/a"),
+		Foreign: []txn.LockPart{{Shard: 1, Needs: exclusive("s/b")}},
+	}
+	d.step(&Submit{Token: 1, ID: id, Begin: txn.AppendBegin(nil, &b), Locks: b.Locks, Wait: WaitDecided})
+	d.all() // it has s/a, and waits for s/b at shard 1
+	d.step(&Message{Kind: MessageAsk, From: 1, ID: elder, Request: 1, AgeMs: 1, Needs: exclusive("s/a")})
+	d.all()
+	if c := d.s.State().ForeignClaim(elder); c == nil || !c.Granted {
+		t.Fatalf("the elder has it not: %+v", c)
+	}
+	if _, _, waits := d.s.State().Waiting(id, 1); !waits {
+		t.Fatal("it does not wait")
+	}
+	// The elder ends, and its home's leader dies with the release.
+	inquired := 0
+	for range 10 {
+		d.nowUs += 250_000
+		d.s.Step(d.time(), &Tick{})
+		for _, m := range d.s.Ready().Messages {
+			if m.Kind == MessageInquire && m.ID == elder {
+				inquired++
+			}
+		}
+		d.act()
+	}
+	if inquired == 0 {
+		t.Error("in 2.5 s nobody asks what has become of the holder")
+	}
+}
+
+// An execute asks for no more operations than a participant takes in one call (the SDK's
+// default is 64), however many steps were granted while the call before was under way.
+func TestExecuteOfManySteps(t *testing.T) {
+	d := leads(t, 1)
+	id := homedID(0, 1, 1)
+	d.open(1, id, 600_000)
+	step := func(n uint32) {
+		d.enlist(Token(10+n), &txn.Enlist{
+			ID: id, Step: n, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}},
+			Ops: []txn.EnlistOp{{Payload: []byte(`1`), Now: true}}, Locks: exclusive("s/a"),
+		})
+	}
+	step(1)
+	first := d.allCalls(1)
+	for n := uint32(2); n <= 100; n++ { // the participant is slow
+		step(n)
+		d.all()
+	}
+	next := d.calls(&CallDone{ID: id, Phase: PhaseExecute, Attempt: first[0].Attempt, Term: 1, Answer: Executed, Results: [][]byte{[]byte(`1`)}, Execution: "x"})
+	if n := len(next[0].Operations); n > 64 {
+		t.Errorf("one execute asks for %d operations, which participants refuse for ever", n)
+	}
+}
+
+// A one-shot transaction that gives way at another shard queues again, and its client sees
+// nothing: also where the queue of the key is as long as it may be, as it is at home.
+func TestRestartAtAFullQueue(t *testing.T) {
+	d := leads(t, 2)
+	d.s.cfg.MaxKeyWaiters = 1
+	younger, elder := homedID(1, 2, 2), homedID(1, 2, 1)
+	ask := func(id txnid.ID, request uint32, age uint64) {
+		d.step(&Message{Kind: MessageAsk, From: 1, ID: id, Request: request, AgeMs: age, Whole: true, Needs: exclusive("s/a")})
+		d.all()
+	}
+	ask(younger, 1, 2)
+	ask(elder, 1, 1) // waits, and the younger one is asked to give way
+	if c := d.s.State().ForeignClaim(younger); c == nil || !c.Granted || !c.Asked {
+		t.Fatalf("%+v", c)
+	}
+	// Its home has recorded YIELD, and asks again.
+	d.s.Step(d.time(), &Message{Kind: MessageAsk, From: 1, ID: younger, Request: 2, AgeMs: 2, Whole: true, Needs: exclusive("s/a")})
+	for _, m := range d.s.Ready().Messages {
+		if m.Kind == MessageRefused {
+			t.Errorf("%s gave way and is refused, which aborts it: %s", m.ID, m.Text)
+		}
+	}
+	d.act()
+	d.all()
+	if c := d.s.State().ForeignClaim(elder); !c.Granted {
+		t.Error("what the younger one gave back is still held")
+	}
+}
+
+// Whoever holds a key does not queue for it: a full queue behind it must not keep it from
+// going on (read with an update lock, then write), or the queue never gets shorter.
+func TestHolderAtAFullQueue(t *testing.T) {
+	update := lock.Fold([]lock.Need{{Key: "s/a", Mode: lock.U}})
+	t.Run("at home", func(t *testing.T) {
+		d := leads(t, 1)
+		d.s.cfg.MaxKeyWaiters = 1
+		holder, waiter := homedID(0, 1, 1), homedID(0, 1, 2)
+		d.open(1, holder, 600_000)
+		d.open(2, waiter, 600_000)
+		d.enlist(3, &txn.Enlist{ID: holder, Step: 1, Locks: update})
+		d.all()
+		d.enlist(4, &txn.Enlist{ID: waiter, Step: 1, Locks: update})
+		d.all()
+		d.enlist(5, &txn.Enlist{ID: holder, Step: 2, Locks: exclusive("s/a")})
+		d.all()
+		if r := d.answered(5); r == nil || r.Err != nil {
+			t.Errorf("the holder's next step: %+v", r)
+		}
+	})
+	t.Run("at another shard", func(t *testing.T) {
+		d := leads(t, 2)
+		d.s.cfg.MaxKeyWaiters = 1
+		holder, waiter := homedID(1, 2, 1), homedID(1, 2, 2)
+		d.step(&Message{Kind: MessageAsk, From: 1, ID: holder, Request: 1, AgeMs: 1, Needs: update})
+		d.step(&Message{Kind: MessageAsk, From: 1, ID: waiter, Request: 1, AgeMs: 2, Needs: update})
+		d.all()
+		d.s.Step(d.time(), &Message{Kind: MessageAsk, From: 1, ID: holder, Request: 2, AgeMs: 1, Needs: exclusive("s/a")})
+		for _, m := range d.s.Ready().Messages {
+			if m.Kind == MessageRefused && m.ID == holder {
+				t.Errorf("the holder is refused, which aborts it: %s", m.Text)
+			}
+		}
+		d.act()
+	})
+}
+
+// What ends a transaction is taken also where as many requests wait as may: they wait for
+// it (FAILURES.md L1).
+func TestCommitAtFullWaitingRoom(t *testing.T) {
+	d := leads(t, 1)
+	d.s.cfg.MaxWaitingRequests = 2
+	holder := homedID(0, 1, 1)
+	d.open(1, holder, 600_000)
+	d.enlist(2, &txn.Enlist{ID: holder, Step: 1, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}}, Ops: []txn.EnlistOp{{Payload: []byte(`1`)}}, Locks: exclusive("s/a")})
+	d.all()
+	for n := byte(2); n < 4; n++ {
+		b := txn.Begin{ID: homedID(0, 1, n), TimeoutMs: 600_000, Branches: []txn.BeginBranch{{Service: "s", Generation: 1, Ops: [][]byte{[]byte(`1`)}}}, Locks: exclusive("s/a")}
+		d.step(&Submit{Token: Token(n + 10), ID: b.ID, Begin: txn.AppendBegin(nil, &b), Locks: b.Locks, Wait: WaitDecided})
+		d.all()
+	}
+	d.step(&Seal{Token: 20, ID: holder, Wait: WaitDecided})
+	d.all()
+	if r := d.answered(20); r != nil && r.Err != nil {
+		t.Errorf("the commit of the holder: %v", r.Err)
+	}
+	d.step(&Rollback{Token: 21, ID: holder})
+	d.all()
+	if r := d.answered(21); r != nil && r.Err != nil {
+		t.Errorf("its rollback: %v", r.Err)
+	}
+}

@@ -47,19 +47,23 @@ func NotLeader(shard uint32) *reason.Error {
 }
 
 // admit refuses a request that this shard cannot take now.
-func (s *Shard) admit(token Token) bool {
-	var err *reason.Error
+func (s *Shard) admit(token Token) bool { return s.admitUpTo(token, s.cfg.MaxWaitingRequests) }
+
+// admitEnd is admit for what ends a transaction: others wait for that, so that a full
+// waiting room would never empty. It has as much room besides.
+func (s *Shard) admitEnd(token Token) bool { return s.admitUpTo(token, 2*s.cfg.MaxWaitingRequests) }
+
+func (s *Shard) admitUpTo(token Token, limit int) bool {
 	switch {
 	case !s.leading:
 		s.refuse(token, NotLeader(s.cfg.Shard))
-		return false
-	case s.waiting >= s.cfg.MaxWaitingRequests:
-		err = reason.New(reason.Overloaded, "slow down, or raise --max-waiting-requests", "%d requests wait for an answer", s.waiting)
+	case s.waiting >= limit:
+		err := reason.New(reason.Overloaded, "slow down, or raise --max-waiting-requests", "%d requests wait for an answer", s.waiting)
+		err.RetryAfterMs = 200
+		s.refuse(token, err)
 	default:
 		return true
 	}
-	err.RetryAfterMs = 200
-	s.refuse(token, err)
 	return false
 }
 
@@ -92,7 +96,7 @@ func (s *Shard) submit(ev *Submit) {
 		err.RetryAfterMs = 500
 	default:
 		if err = s.tooNew(ev.Begin); err == nil {
-			err = s.fullQueue(ev.Locks)
+			err = s.fullQueue(ev.ID, ev.Locks)
 		}
 		if err == nil {
 			err = s.notRetried(ev.RetryOf)
@@ -121,13 +125,13 @@ func (s *Shard) notRetried(id txnid.ID) *reason.Error {
 }
 
 // fullQueue refuses new work that the log or the queue of a key has no room for.
-func (s *Shard) fullQueue(locks []lock.Need) *reason.Error {
+func (s *Shard) fullQueue(id txnid.ID, locks []lock.Need) *reason.Error {
 	if s.pendingBytes >= s.cfg.MaxPendingBytes {
 		err := reason.New(reason.Overloaded, "slow down; the disk does not keep up", "%d bytes wait for the log", s.pendingBytes)
 		err.RetryAfterMs = 500
 		return err
 	}
-	if key, waiting := s.overfull(locks); waiting > 0 {
+	if key, waiting := s.overfull(id, locks); waiting > 0 {
 		err := reason.New(reason.TooManyWaiters, "slow down, declare finer keys, or raise --max-key-waiters", "%d transactions wait for the lock of %q", waiting, key)
 		err.RetryAfterMs = 500
 		return err
@@ -136,13 +140,14 @@ func (s *Shard) fullQueue(locks []lock.Need) *reason.Error {
 }
 
 // overfull is a key that the limit of waiters is reached at, and how many wait for it.
-// Those whose records are on their way are not counted.
-func (s *Shard) overfull(locks []lock.Need) (key string, waiting int) {
+// Those whose records are on their way are not counted. Who holds the key already goes
+// ahead of those: the queue gets no shorter without.
+func (s *Shard) overfull(id txnid.ID, locks []lock.Need) (key string, waiting int) {
 	if s.st.LockWaiters() < s.cfg.MaxKeyWaiters {
 		return "", 0
 	}
 	for _, n := range locks {
-		if waiting := s.st.LockQueue(n.Key); waiting >= s.cfg.MaxKeyWaiters {
+		if waiting := s.st.LockQueue(n.Key); waiting >= s.cfg.MaxKeyWaiters && !s.st.HoldsLock(id, n.Key) {
 			return n.Key, waiting
 		}
 	}
@@ -155,7 +160,7 @@ func (s *Shard) fromFuture(id txnid.ID) *reason.Error {
 }
 
 func (s *Shard) rollback(ev *Rollback) {
-	if !s.admit(ev.Token) {
+	if !s.admitEnd(ev.Token) {
 		return
 	}
 	w := waiter{token: ev.Token, kind: waitRollback}

@@ -40,7 +40,7 @@ type Config struct {
 	MaxOpenTransactions   int    // not ended; more are refused
 	MaxKeyWaiters         int    // transactions that wait for one key; more are refused
 	MaxLockWaitUs         int64  // of a one-shot transaction's locks, or of one step's, before it is aborted; 0: no limit but its timeout
-	MaxWaitingRequests    int    // requests that wait for an answer
+	MaxWaitingRequests    int    // requests that wait for an answer; as many besides of those that end transactions
 	MaxAppendsInFlight    int    // entries proposed and not yet applied
 	OverlapCommands       int    // an entry with fewer waits until those before it are applied
 	MaxEntryBytes         int    // an entry is closed when it has this many; one command may exceed it
@@ -144,6 +144,8 @@ type Shard struct {
 	leadEntry    []byte // to be proposed
 	leadProposed []byte // the LEAD of this leadership; nil: leads, or was told to follow
 	leadTry      uint64 // how many LEADs of this term came before
+	attemptFloor uint32 // attempts of earlier leaderships of this term, whose answers may come yet: none of this one is as low
+	topAttempt   uint32 // of this term
 	allKnow      uint32 // the level that every member knows, at most this binary's; 0: not to lead
 	raised       uint32 // the level that this leadership has proposed
 
@@ -402,8 +404,10 @@ func (s *Shard) lead(term uint64, level uint32) {
 		level = txn.Level
 	}
 	s.allKnow = min(level, txn.Level)
-	if s.leadTry++; term != s.term {
-		s.leadTry = 0
+	s.leadTry++
+	s.attemptFloor = s.topAttempt
+	if term != s.term {
+		s.leadTry, s.attemptFloor, s.topAttempt = 0, 0, 0
 	}
 	s.term = term
 	entry := make([]byte, txn.HeaderBytes, 128)

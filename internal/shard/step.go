@@ -59,7 +59,7 @@ func (s *Shard) enlist(ev *Enlist) {
 	}
 	err := s.tooNew(ev.Enlist)
 	if err == nil {
-		err = s.fullQueue(ev.Locks)
+		err = s.fullQueue(ev.ID, ev.Locks)
 	}
 	if err == nil {
 		err = s.takesNoLocks(ev.LocksOf)
@@ -190,7 +190,7 @@ func stepRefusal(code reason.Code, id txnid.ID, step uint32, service string) *re
 
 // sealTxn takes a request to commit.
 func (s *Shard) sealTxn(ev *Seal) {
-	if !s.admit(ev.Token) {
+	if !s.admitEnd(ev.Token) {
 		return
 	}
 	w := waiter{token: ev.Token, kind: waitSeal, mode: ev.Wait}
@@ -287,6 +287,9 @@ func (s *Shard) executeAll(r *run) {
 	}
 }
 
+// maxExecuteOps of one call. More may have been granted while a call was under way.
+const maxExecuteOps = 64
+
 func (s *Shard) execute(r *run, i int) {
 	b := &r.branches[i]
 	if r.t.Status != txn.Active || r.deciding || b.calling || b.retryAtUs != 0 {
@@ -298,7 +301,7 @@ func (s *Shard) execute(r *run, i int) {
 	}
 	// Calls of an earlier leader may have covered any part of what was there when
 	// this one took over: one operation a call is always a repetition or the next.
-	if b.asked = granted; b.executed < b.inherited {
+	if b.asked = min(granted, b.executed+maxExecuteOps); b.executed < b.inherited {
 		b.asked = b.executed + 1
 	}
 	s.call(r, i, PhaseExecute)
@@ -418,6 +421,9 @@ func (s *Shard) deadlock(e *txn.Effect) {
 	restarted := e.Txn != nil && !e.Txn.Interactive
 	if c := s.st.ForeignClaim(e.ID); c != nil {
 		restarted = c.Whole
+	}
+	if restarted {
+		s.lookLater(e.ID)
 	}
 	s.brokeCycle(s.st.NowMs(), e.ID, restarted, e.Cycle)
 }

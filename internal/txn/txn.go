@@ -380,6 +380,9 @@ func (s *State) LockQueue(key string) int { return s.locks.Queue(key) }
 // LockInUse reports whether somebody holds or waits for a key of a service here.
 func (s *State) LockInUse(service string) bool { return s.locks.InUse(service) }
 
+// HoldsLock reports whether a transaction holds a node here, in whatever mode.
+func (s *State) HoldsLock(id txnid.ID, key string) bool { return s.locks.Holds(id, key) }
+
 // LockWaiters counts the transactions that wait for a lock.
 func (s *State) LockWaiters() int { return s.locks.Waiters() }
 

@@ -55,11 +55,11 @@ var configurations = []struct {
 	{Config{
 		Name: "one-phase started over", Work: []Work{single(0, yesNo)},
 		MaxAppendsInFlight: 3, Relead: 1, Rollbacks: 1, Gets: 1, Timeouts: 1,
-	}, 6921},
+	}, 6233},
 	{Config{
 		Name: "started over", Work: []Work{{Wait: shard.WaitDecided, Branches: []Part{{0, lock.X, yesNo}}}},
 		MaxAppendsInFlight: 3, Relead: 1, Rollbacks: 2, Gets: 1,
-	}, 9866},
+	}, 9823},
 	{Config{
 		Name: "clients", Work: []Work{{Wait: shard.WaitCompleted, Branches: []Part{{0, lock.X, yesNo}}}},
 		MaxAppendsInFlight: 1, Crashes: 1, Resubmits: 1, Rollbacks: 1, Cancels: 1,
