@@ -245,7 +245,10 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (c *txn.Enlist, l
 			return nil, nil, err
 		}
 	}
-	c.Locks, c.Foreign = n.split(reg, id.Shard(n.cfg.Shards), lock.Fold(needs))
+	if needs, err = foldNeeds(needs); err != nil {
+		return nil, nil, err
+	}
+	c.Locks, c.Foreign = n.split(reg, id.Shard(n.cfg.Shards), needs)
 	return c, locksOf, nil
 }
 

@@ -15,11 +15,13 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/replog"
 	rmhttp "github.com/assent-tx/assent/internal/rm/http"
 	"github.com/assent-tx/assent/internal/shard"
+	"github.com/assent-tx/assent/internal/txn"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -566,4 +568,28 @@ func TestFollowerTellsNothing(t *testing.T) {
 	wantCode(t, err, reason.NotLeader)
 	_, err = fresh.Transaction(t.Context(), node.NewID().String())
 	wantCode(t, err, reason.NotLeader)
+}
+
+// TestMostKeys: a lock set that no record can carry is refused. As a record it would halt
+// every replica, at every start.
+func TestMostKeys(t *testing.T) {
+	s := start(t, nil)
+	s.register(newFake(t, "a"), nil)
+	o := op("a", "")
+	deep := strings.Repeat("/a", lock.MaxKeySegments-1)
+	for i := range txn.MaxNeeds/lock.MaxKeySegments + 1 {
+		o.Locks = append(o.Locks, node.DeclaredLock{Key: fmt.Sprintf("%04d%s", i, deep)})
+	}
+	_, err := s.node.Submit(t.Context(), node.Submission{Operations: []node.Operation{o}})
+	wantCode(t, err, reason.TooManyKeys)
+	tx, err := s.node.Begin(t.Context(), node.Beginning{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.node.Enlist(t.Context(), tx.ID, node.Step{Number: 1, Operations: []node.StepOperation{{Operation: o}}})
+	wantCode(t, err, reason.TooManyKeys)
+	o.Locks = o.Locks[:txn.MaxNeeds/lock.MaxKeySegments-1]
+	if r := s.submit(node.Submission{Operations: []node.Operation{o}}); r.Abort != nil {
+		t.Errorf("one that fits: %+v", r.Abort)
+	}
 }

@@ -138,8 +138,20 @@ func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begi
 		b.Branches[i].Digest = payloadDigest(b.Branches[i].Ops)
 	}
 	b.OnePhase = len(b.Branches) == 1 && only.Capabilities&txn.OnePhase != 0
-	b.Locks, b.Foreign = n.split(reg, id.Shard(n.cfg.Shards), lock.Fold(needs))
+	if needs, err = foldNeeds(needs); err != nil {
+		return nil, 0, err
+	}
+	b.Locks, b.Foreign = n.split(reg, id.Shard(n.cfg.Shards), needs)
 	return b, waitMode(s.Wait, isolated), nil
+}
+
+// foldNeeds is lock.Fold within the limit of a record: each key brings the segments above it.
+func foldNeeds(needs []lock.Need) ([]lock.Need, *reason.Error) {
+	set := lock.Fold(needs)
+	if len(set) > txn.MaxNeeds {
+		return nil, reason.New(reason.TooManyKeys, "lock keys further up, which cover all below them", "%d locks with the segments above them; at most %d are accepted", len(set), txn.MaxNeeds)
+	}
+	return set, nil
 }
 
 func drainingError(service string) *reason.Error {

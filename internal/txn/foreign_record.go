@@ -113,7 +113,7 @@ func appendForeign(dst []byte, t *Txn) []byte {
 func (r *reader) foreign(t *Txn, intern func(string) string) {
 	for n := r.count(MaxShards, "foreign parts"); n > 0 && r.err == nil; n-- {
 		f := Foreign{Shard: r.uint32("shard"), Request: r.uint32("request"), Keys: r.uint32("keys"), Granted: r.bool(), Needs: r.needs()}
-		for n := r.count(MaxBranches, "services"); n > 0 && r.err == nil; n-- {
+		for n := r.count(MaxNeeds, "services"); n > 0 && r.err == nil; n-- {
 			f.Services = append(f.Services, intern(r.string()))
 		}
 		t.Foreign = append(t.Foreign, f)

@@ -497,3 +497,32 @@ func TestStepLimits(t *testing.T) {
 		t.Errorf("beyond %d steps: %q", MaxSteps, why)
 	}
 }
+
+// Whatever the machine has applied, its snapshot can be restored.
+func TestSnapshotOfLocksOfManyServices(t *testing.T) {
+	s := New(0, 2)
+	id := txnid.New(1_750_000_000_000, [10]byte{1}).At(0, 2)
+	var needs []lock.Need
+	for i := range MaxBranches + 1 {
+		needs = append(needs, lock.Need{Key: fmt.Sprintf("s%05d", i), Mode: lock.S})
+	}
+	entry := make([]byte, HeaderBytes)
+	entry = AppendLevel(entry, Level)
+	entry = AppendOpen(entry, &Open{ID: id, TimeoutMs: 1000, IdleMs: 1000})
+	entry = AppendEnlist(entry, &Enlist{ID: id, Step: 1, Foreign: []LockPart{{Shard: 1, Needs: needs}}})
+	PutHeader(entry, 1, 1_750_000_000_000)
+	var eff []Effect
+	if err := s.Apply(1, 1, entry, &eff); err != nil {
+		t.Fatal(err)
+	}
+	if s.Get(id).ForeignAt(1) == nil {
+		t.Fatalf("%+v", eff)
+	}
+	var snapshot []byte
+	if err := s.Capture().Write(func(b []byte) error { snapshot = append(snapshot, b...); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(0, 2, snapshot); err != nil {
+		t.Errorf("the replica does not start again: %v", err)
+	}
+}
