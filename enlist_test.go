@@ -131,3 +131,20 @@ func TestRunVictimUnseen(t *testing.T) {
 		t.Errorf("balance %d", b)
 	}
 }
+
+// TestManyOperationsOfOneBranch: the steps of a transaction may bring more operations to
+// one service than one step may have.
+func TestManyOperationsOfOneBranch(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+		for i := range 300 {
+			if err := tx.Defer(ctx, "bank-a", posting(fmt.Sprint("m", i), 1, 1), assent.Exclusive("accounts/1")); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, assent.WithTimeout(20*time.Second), assent.WithTries(1))
+	if err != nil {
+		t.Error(err)
+	}
+}

@@ -16,19 +16,22 @@ import (
 
 // Limits bound what the HTTP binding takes on. Zero values take the defaults.
 type Limits struct {
-	MaxBodyBytes   int64         // of one call. Default 2 MiB
-	MaxOperations  int           // of one branch. Default 64
+	MaxBodyBytes   int64         // of one call. Default 20 MiB, which the most that a coordinator sends fits in
+	MaxOperations  int           // of one call. Default 65,536, as many as a transaction may have
 	MaxInFlight    int           // prepares, and besides them as many executes and as many other calls, served at once; further ones are answered 503. Default 64
 	CallTimeout    time.Duration // of the work for one call. Default 10s
 	MaxInDoubtPage int           // branches in one in-doubt page. Default 1,000
 }
 
+// maxOperations of a transaction: the coordinator's limit.
+const maxOperations = 1 << 16
+
 func (l Limits) withDefaults() Limits {
 	if l.MaxBodyBytes <= 0 {
-		l.MaxBodyBytes = 2 << 20
+		l.MaxBodyBytes = 20 << 20
 	}
 	if l.MaxOperations <= 0 {
-		l.MaxOperations = 64
+		l.MaxOperations = maxOperations
 	}
 	if l.MaxInFlight <= 0 {
 		l.MaxInFlight = 64

@@ -687,3 +687,20 @@ func TestRegisterAnywhere(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestResultsTooLarge: results that no answer can carry are left out. They are best effort;
+// the vote is not.
+func TestResultsTooLarge(t *testing.T) {
+	db := openLedger(t, ledgerFile(t))
+	large := json.RawMessage(`"` + strings.Repeat("x", 600_000) + `"`)
+	p := start(t, db, func(c *participant.Config) {
+		c.Handler = handler{prepare: func(context.Context, *sql.Tx, participant.Branch) ([]json.RawMessage, error) {
+			return []json.RawMessage{large}, nil
+		}}
+	})
+	body := `{"transaction":"` + id(8) + `","branch":1,"service":"ledger","phase":"prepare","attempt":1,"term":1,"token":"1"` +
+		`,"operations":[{"payload":1}],"count":1,"digest":"` + participant.Digest([]json.RawMessage{[]byte(`1`)}) + `"}`
+	if w := post(t, p.Handler(), "/prepare", body); w.Code != 200 || strings.TrimSpace(w.Body.String()) != `{"vote":"yes"}` {
+		t.Errorf("%d %.100s", w.Code, w.Body)
+	}
+}

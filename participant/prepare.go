@@ -8,11 +8,8 @@ import (
 	"fmt"
 )
 
-// Limits of what a prepare may answer.
-const (
-	maxResults      = 64      // values; the coordinator takes no more
-	maxResultsBytes = 512_000 // of all together, encoded
-)
+// maxResultsBytes bounds the results in one answer, encoded.
+const maxResultsBytes = 512_000
 
 // Prepare executes the branch, or repeats its vote. See Resource.
 func (p *Participant) Prepare(ctx context.Context, c *Call) (Vote, error) {
@@ -189,8 +186,12 @@ func (p *Participant) handle(ctx context.Context, tx *sql.Tx, c *Call) ([]json.R
 		}
 		size += len(r)
 	}
-	if len(results) > maxResults || size > maxResultsBytes {
-		return nil, fmt.Errorf("the handler returned %d results of %d bytes; the limits are %d and %d", len(results), size, maxResults, maxResultsBytes)
+	if len(results) > maxOperations || size > maxResultsBytes {
+		// They are best effort, and the vote is not: refused for them, the branch would be
+		// asked for its vote until the timeout.
+		p.log.Warn("results of a prepare are left out: too many, or too large", "service", p.cfg.Service, "transaction", c.Transaction,
+			"results", len(results), "bytes", size, "limit_bytes", maxResultsBytes)
+		results = nil
 	}
 	if err == nil && c.OnePhase && p.cfg.Handler != nil {
 		if err := p.cfg.Handler.Commit(ctx, tx, b); err != nil {

@@ -14,7 +14,7 @@ import (
 // Config holds the limits of a Client. Zero values take the defaults.
 type Config struct {
 	MaxResponseBytes   int           // of one answer; over it the answer is indefinite. Default 1 MiB
-	MaxResults         int           // values a prepare answer may return; over it the answer is indefinite. Default 64
+	MaxResults         int           // values a prepare answer may return; over it the answer is indefinite. Default 65,536, one for each operation
 	MaxWaitingPrepares int           // calls waiting for a slot, per service; further ones are refused unsent. Default 10,000
 	MaxWaitingFinishes int           // the same for commit, rollback and status. Default 100,000
 	MaxIdleConns       int           // idle connections kept per host, until the timeout below. Default 2,048
@@ -40,7 +40,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	setInt(&c.MaxResponseBytes, 1<<20)
-	setInt(&c.MaxResults, 64)
+	setInt(&c.MaxResults, 1<<16)
 	setInt(&c.MaxWaitingPrepares, 10_000)
 	setInt(&c.MaxWaitingFinishes, 100_000)
 	setInt(&c.MaxIdleConns, 2048)
