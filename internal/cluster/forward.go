@@ -79,8 +79,8 @@ func doDeleteService(ctx context.Context, n *node.Node, name string) (node.Servi
 	return n.DeleteService(ctx, name)
 }
 
-func doKnowsService(ctx context.Context, n *node.Node, name string) (bool, error) {
-	return n.KnowsService(ctx, name)
+func doRegistrations(ctx context.Context, n *node.Node, services []string) ([]string, error) {
+	return n.Registrations(ctx, services)
 }
 
 func doServices(ctx context.Context, n *node.Node, name string) ([]node.Service, error) {
@@ -108,7 +108,7 @@ func (c *Cluster) Handlers() map[string]peer.Handler {
 	return map[string]peer.Handler{
 		"submit": serve(c, doSubmit), "transaction": serve(c, doTransaction), "rollback": serve(c, doRollback), "resolve": serve(c, doResolve),
 		"begin": serve(c, doBegin), "enlist": serve(c, doEnlist), "commit": serve(c, doCommit), "heartbeat": serve(c, doHeartbeat),
-		"put-service": serve(c, doPutService), "delete-service": serve(c, doDeleteService), "knows-service": serve(c, doKnowsService),
+		"put-service": serve(c, doPutService), "delete-service": serve(c, doDeleteService), "registrations": serve(c, doRegistrations),
 		"services": serve(c, doServices), "transactions": serve(c, doTransactions), "locks": serve(c, doLocks),
 		"deadlocks": serve(c, doDeadlocks), "open": serve(c, doOpen), "backup": serve(c, c.doBackup),
 		"put-member": serve(c, c.doPutMember), "treat-member": serve(c, c.doTreat), "drop-member": serve(c, c.doDropMember), "change": serve(c, c.doChange), "place": serve(c, c.doPlace), "admit": serve(c, c.doAdmit),
@@ -243,14 +243,14 @@ func (c *Cluster) DeleteService(ctx context.Context, name string) (node.Service,
 	return at(ctx, c, 0, "delete-service", name, doDeleteService)
 }
 
-// knowsWithin bounds the question whether a service is registered.
-const knowsWithin = 2 * time.Second
+// registrationsWithin bounds the question how services are registered.
+const registrationsWithin = 2 * time.Second
 
-// KnowsService asks the leader of shard 0.
-func (c *Cluster) KnowsService(ctx context.Context, name string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, knowsWithin)
+// Registrations asks the leader of shard 0.
+func (c *Cluster) Registrations(ctx context.Context, services []string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, registrationsWithin)
 	defer cancel()
-	return at(ctx, c, 0, "knows-service", name, doKnowsService)
+	return at(ctx, c, 0, "registrations", services, doRegistrations)
 }
 
 // ServicesAt implements node.Parts.

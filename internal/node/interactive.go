@@ -97,7 +97,7 @@ func (n *Node) Enlist(ctx context.Context, id string, s Step) (Transaction, erro
 }
 
 func (n *Node) enlistNumbered(ctx context.Context, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
-	return n.withRegistry(ctx, func() (Transaction, *reason.Error) { return n.enlistOnce(ctx, id, s, digest) })
+	return n.withRegistry(ctx, s.services, func(reg *registry) (Transaction, *reason.Error) { return n.enlistOnce(ctx, reg, id, s, digest) })
 }
 
 // Steps with a key have numbers that no client can choose: the key's hash. The first
@@ -146,8 +146,19 @@ func (n *Node) stepOfOtherKey(ctx context.Context, id txnid.ID, number uint32, d
 	return other, refused
 }
 
-func (n *Node) enlistOnce(ctx context.Context, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
-	c, locksOf, err := n.step(ctx, id, s)
+func (s *Step) services() []string {
+	names := make([]string, 0, len(s.Operations)+len(s.Locks))
+	for i := range s.Operations {
+		names = append(names, s.Operations[i].Service)
+	}
+	for i := range s.Locks {
+		names = append(names, s.Locks[i].Service)
+	}
+	return distinct(names)
+}
+
+func (n *Node) enlistOnce(ctx context.Context, reg *registry, id txnid.ID, s *Step, digest [32]byte) (Transaction, *reason.Error) {
+	c, locksOf, err := n.step(reg, id, s)
 	if err != nil {
 		// A step that was taken is answered by its record, and a transaction that is
 		// decided by its decision, whatever the registry and the limits say by now.
@@ -174,7 +185,7 @@ func (n *Node) answersStep(ctx context.Context, id txnid.ID, number uint32, dige
 }
 
 // step computes the ENLIST record, and of which services it has locks alone.
-func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (c *txn.Enlist, locksOf []shard.Registration, refused *reason.Error) {
+func (n *Node) step(reg *registry, id txnid.ID, s *Step) (c *txn.Enlist, locksOf []shard.Registration, refused *reason.Error) {
 	switch {
 	case s.Refusal != nil:
 		return nil, nil, s.Refusal
@@ -185,26 +196,15 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (c *txn.Enlist, l
 	}
 	c = &txn.Enlist{ID: id, Step: s.Number}
 	var needs []lock.Need
-	reg, err := n.registryWith(ctx, func(yield func(string) bool) {
-		for i := range s.Operations {
-			if !yield(s.Operations[i].Service) {
-				return
-			}
-		}
-		for i := range s.Locks {
-			if !yield(s.Locks[i].Service) {
-				return
-			}
-		}
-	})
-	if err != nil {
-		return nil, nil, err
-	}
 	find := func(name string) (*txn.Service, *reason.Error) {
-		if v := reg.byName[name].service; !v.Draining {
-			return v, nil
+		switch e := reg.byName[name]; {
+		case e == nil:
+			return nil, unknownError(name)
+		case e.service.Draining:
+			return nil, drainingError(name)
+		default:
+			return e.service, nil
 		}
-		return nil, drainingError(name)
 	}
 	for i := range s.Operations {
 		op := &s.Operations[i]
@@ -245,7 +245,8 @@ func (n *Node) step(ctx context.Context, id txnid.ID, s *Step) (c *txn.Enlist, l
 			return nil, nil, err
 		}
 	}
-	if needs, err = foldNeeds(needs); err != nil {
+	needs, err := foldNeeds(needs)
+	if err != nil {
 		return nil, nil, err
 	}
 	c.Locks, c.Foreign = n.split(reg, id.Shard(n.cfg.Shards), needs)

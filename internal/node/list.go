@@ -325,12 +325,6 @@ func (n *Node) OpenAt(ctx context.Context, at uint32, services []string) ([]int,
 	return open, err
 }
 
-// KnowsService asks shard 0, which this node must lead.
-func (n *Node) KnowsService(ctx context.Context, name string) (known bool, err error) {
-	err = n.lead(ctx, 0, func(sh *shard.Shard) { known = sh.State().Service(name) != nil })
-	return known, err
-}
-
 // holders tells since when, where that is known: an interactive transaction may have got
 // each of its keys at another time, and what one of another home has is told there.
 func holders(sh *shard.Shard, list []lock.Holder, waiting bool) []LockHolder {

@@ -58,8 +58,8 @@ type Peers interface {
 	// Send hands a message over to the leader of the shard that it is for. It may get
 	// lost: it is sent again as long as it is needed. Send does not wait.
 	Send(m *shard.Message)
-	// KnowsService asks the leader of shard 0.
-	KnowsService(ctx context.Context, name string) (bool, error)
+	// Registrations asks the leader of shard 0.
+	Registrations(ctx context.Context, services []string) ([]string, error)
 }
 
 func (c *Config) fill() {

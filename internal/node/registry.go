@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
-	"iter"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"strings"
 	"time"
 
@@ -116,50 +118,81 @@ const (
 	registryTries    = 3
 )
 
-// registryWith is a copy of the registry that has each of the services. One that has not
-// arrived here is waited for; who reads "unknown" does not try again, so shard 0's leader
-// is asked before that is said.
-func (n *Node) registryWith(ctx context.Context, services iter.Seq[string]) (*registry, *reason.Error) {
-	reg, waited := n.registry.Load(), false
-	for name := range services {
-		if reg.byName[name] != nil {
-			continue
-		}
-		known, err := n.KnowsService(ctx, name)
-		if err != nil && n.cfg.Peers != nil && !n.runners[0].health().Leading {
-			known, err = n.cfg.Peers.KnowsService(ctx, name)
-		}
-		switch {
-		case err != nil:
-			return nil, asReason(err)
-		case !known:
-			return nil, reason.New(reason.UnknownService, "register it with PUT /v1/services/"+name, "service %q is not registered", name)
-		case !n.awaitRegistry(ctx, func(reg *registry) bool { return reg.byName[name] != nil }):
-			return nil, registryBehind()
-		}
-		reg, waited = n.registry.Load(), true
-	}
-	if waited {
-		for name := range services {
-			if reg.byName[name] == nil {
-				return nil, registryBehind() // removed while another was waited for
-			}
-		}
-	}
-	return reg, nil
+// print tells registrations of a service apart.
+func print(v *txn.Service) string {
+	text := txn.AppendPutService(nil, v)
+	text = fmt.Appendf(text, " %d %t", v.Generation, v.Draining)
+	h := sha256.Sum256(text)
+	return hex.EncodeToString(h[:16])
 }
 
-// withRegistry makes a request that is computed from a copy of the registry. The copy can
-// be outdated by the time the record is applied: the shard then refuses it and stores
-// nothing (computed says so), and the request is computed anew from the next copy.
-func (n *Node) withRegistry(ctx context.Context, request func() (Transaction, *reason.Error)) (Transaction, *reason.Error) {
+// Registrations is a print of each service's registration, "" of one that is not registered,
+// of shard 0, which this node must lead.
+func (n *Node) Registrations(ctx context.Context, services []string) ([]string, error) {
+	prints := make([]string, len(services))
+	err := n.lead(ctx, 0, func(sh *shard.Shard) {
+		for i, name := range services {
+			if v := sh.State().Service(name); v != nil {
+				prints[i] = print(v)
+			}
+		}
+	})
+	return prints, err
+}
+
+// is reports whether services are registered in the copy as the prints say.
+func (reg *registry) is(services, prints []string) bool {
+	for i, name := range services {
+		here := ""
+		if e := reg.byName[name]; e != nil {
+			here = print(e.service)
+		}
+		if here != prints[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// FromRegistry reports whether a refusal says how a service is registered: from an outdated
+// copy it is no answer, since who reads it does not try again.
+func FromRegistry(code reason.Code) bool {
+	switch code { //nolint:exhaustive // the others say something else
+	case reason.UnknownService, reason.ServiceDraining, reason.CannotExecute, reason.KeysRequired:
+		return true
+	}
+	return false
+}
+
+// withRegistry makes a request that is computed from a copy of the registry, in which the
+// services may be late. What is refused for how they are registered is compared with the
+// registry itself, and computed anew when the copy has followed. The copy can be outdated
+// by the time the record is applied, too: the shard then refuses it and stores nothing
+// (computed says so).
+func (n *Node) withRegistry(ctx context.Context, services func() []string, request func(*registry) (Transaction, *reason.Error)) (Transaction, *reason.Error) {
 	for try := 1; ; try++ {
 		used := n.registry.Load()
-		t, err := request()
-		if err != errOutdated {
-			return t, err
+		t, refused := request(used)
+		followed := func(reg *registry) bool { return reg != used }
+		switch {
+		case refused == errOutdated:
+		case refused != nil && FromRegistry(refused.Code):
+			names := services()
+			prints, err := n.Registrations(ctx, names)
+			if err != nil && n.cfg.Peers != nil && !n.runners[0].health().Leading {
+				prints, err = n.cfg.Peers.Registrations(ctx, names)
+			}
+			if err != nil {
+				return t, asReason(err)
+			}
+			if len(prints) != len(names) || used.is(names, prints) {
+				return t, refused
+			}
+			followed = func(reg *registry) bool { return reg.is(names, prints) }
+		default:
+			return t, refused
 		}
-		if try == registryTries || !n.awaitRegistry(ctx, func(reg *registry) bool { return reg != used }) {
+		if try == registryTries || !n.awaitRegistry(ctx, followed) {
 			return t, registryBehind()
 		}
 	}

@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -117,4 +118,73 @@ func TestLockByOutdatedRegistry(t *testing.T) {
 		t.Fatalf("%s is granted twice", key)
 	}
 	wantCode(t, err, reason.NotReady)
+}
+
+// A refusal that is computed from a copy of the registry which is behind is none: who reads
+// it does not try again.
+func TestRefusedByAnOutdatedCopy(t *testing.T) {
+	permanent := map[reason.Code]bool{reason.ServiceDraining: true, reason.CannotExecute: true, reason.KeysRequired: true, reason.InvalidField: true, reason.UnknownService: true}
+	for name, c := range map[string]struct {
+		before func(*node.ServiceSpec)
+		drain  bool
+		step   node.Step
+	}{
+		"draining": {drain: true, step: node.Step{Number: 1, Operations: []node.StepOperation{{Operation: op("f", "k")}}}},
+		"without execute": {
+			before: func(spec *node.ServiceSpec) { spec.ExecuteURL = "" },
+			step:   node.Step{Number: 1, Operations: []node.StepOperation{{Operation: op("f", "k"), Now: true}}},
+		},
+		"requiring keys": {
+			before: func(spec *node.ServiceSpec) { spec.RequireKeys = true },
+			step:   node.Step{Number: 1, Operations: []node.StepOperation{{Operation: op("f", "")}}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, nil)
+			f := newFake(t, "f")
+			f.script(func(phase string) (int, string) {
+				if phase == "execute" {
+					return 200, `{"executed":true,"results":[null]}`
+				}
+				return 200, `{"vote":"yes"}`
+			})
+			now := func(spec *node.ServiceSpec) { spec.ExecuteURL = f.srv.URL + "/execute" }
+			s.register(f, func(spec *node.ServiceSpec) {
+				now(spec)
+				if c.before != nil {
+					c.before(spec)
+				}
+			})
+			keep := s.node.KeepRegistry()
+			if c.drain { // a transaction keeps it from being removed at once, so that the copy says so
+				tx := s.begin(node.Beginning{})
+				s.step(tx.ID, 1, node.StepOperation{Operation: op("f", "other")})
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				defer cancel()
+				if r, err := s.node.DeleteService(ctx, "f"); err != nil || r.State != "draining" {
+					t.Fatalf("%+v, %v", r, err)
+				}
+				keep = s.node.KeepRegistry()
+				if _, err := s.node.Rollback(t.Context(), tx.ID); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.node.DeleteService(t.Context(), "f"); err != nil && code(err) != reason.NotFound {
+					t.Fatal(err)
+				}
+			}
+			s.register(f, now) // answered: whoever comes from now on sees it
+			tx := s.begin(node.Beginning{})
+			arrive := keep()
+			var message sync.WaitGroup
+			message.Go(func() {
+				time.Sleep(20 * time.Millisecond) // the time it takes
+				arrive()
+			})
+			_, err := s.node.Enlist(t.Context(), tx.ID, c.step)
+			if permanent[code(err)] {
+				t.Errorf("refused for good by what is not so any more: %v", err)
+			}
+			message.Wait()
+		})
+	}
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/sha256"
+	"slices"
 	"time"
 
 	"github.com/assent-tx/assent/internal/lock"
@@ -24,7 +25,7 @@ func (n *Node) Submit(ctx context.Context, s Submission) (Transaction, error) {
 	if err != nil {
 		return Transaction{}, err
 	}
-	t, refused := n.withRegistry(ctx, func() (Transaction, *reason.Error) { return n.submitOnce(ctx, id, &s) })
+	t, refused := n.withRegistry(ctx, s.services, func(reg *registry) (Transaction, *reason.Error) { return n.submitOnce(ctx, reg, id, &s) })
 	if refused != nil {
 		return t, refused
 	}
@@ -40,9 +41,22 @@ func (n *Node) NewSubmissionID(s *Submission) string {
 	return n.nearby(NewID(), &s.Operations[0]).String()
 }
 
-func (n *Node) submitOnce(ctx context.Context, id txnid.ID, s *Submission) (Transaction, *reason.Error) {
+func (s *Submission) services() []string {
+	names := make([]string, 0, len(s.Operations))
+	for i := range s.Operations {
+		names = append(names, s.Operations[i].Service)
+	}
+	return distinct(names)
+}
+
+func distinct(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (n *Node) submitOnce(ctx context.Context, reg *registry, id txnid.ID, s *Submission) (Transaction, *reason.Error) {
 	r := n.home(id)
-	b, wait, err := n.begin(ctx, id, s)
+	b, wait, err := n.begin(reg, id, s)
 	if err != nil {
 		// A known id is answered by its record, whatever the registry and the limits
 		// say by now.
@@ -94,7 +108,7 @@ func (n *Node) timeoutMs(s *Submission) uint32 {
 
 // begin computes the BEGIN record: branches in order of their first operation,
 // the folded lock set, the digests.
-func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begin, shard.WaitMode, *reason.Error) {
+func (n *Node) begin(reg *registry, id txnid.ID, s *Submission) (*txn.Begin, shard.WaitMode, *reason.Error) {
 	if s.Refusal != nil {
 		return nil, 0, s.Refusal
 	}
@@ -103,22 +117,16 @@ func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begi
 	}
 	b := &txn.Begin{ID: id, TimeoutMs: n.timeoutMs(s), TraceParent: s.TraceParent, Branches: make([]txn.BeginBranch, 0, min(len(s.Operations), 4))}
 	b.Digest = submissionDigest(s)
-	reg, err := n.registryWith(ctx, func(yield func(string) bool) {
-		for i := range s.Operations {
-			if !yield(s.Operations[i].Service) {
-				return
-			}
-		}
-	})
-	if err != nil {
-		return nil, 0, err
-	}
 	needs := make([]lock.Need, 0, 4*len(s.Operations))
 	isolated := false
 	var only *txn.Service
 	for i := range s.Operations {
 		op := &s.Operations[i]
-		v := reg.byName[op.Service].service
+		e := reg.byName[op.Service]
+		if e == nil {
+			return nil, 0, unknownError(op.Service)
+		}
+		v := e.service
 		if v.Draining {
 			return nil, 0, drainingError(v.Name)
 		}
@@ -130,6 +138,7 @@ func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begi
 			b.Branches = append(b.Branches, txn.BeginBranch{Service: v.Name, Generation: v.Generation, Isolated: v.Isolated})
 		}
 		b.Branches[at].Ops = append(b.Branches[at].Ops, op.Payload)
+		var err *reason.Error
 		if needs, err = n.needs(needs, op, v, place{id: id, index: i}); err != nil {
 			return nil, 0, err
 		}
@@ -138,7 +147,8 @@ func (n *Node) begin(ctx context.Context, id txnid.ID, s *Submission) (*txn.Begi
 		b.Branches[i].Digest = payloadDigest(b.Branches[i].Ops)
 	}
 	b.OnePhase = len(b.Branches) == 1 && only.Capabilities&txn.OnePhase != 0
-	if needs, err = foldNeeds(needs); err != nil {
+	needs, err := foldNeeds(needs)
+	if err != nil {
 		return nil, 0, err
 	}
 	b.Locks, b.Foreign = n.split(reg, id.Shard(n.cfg.Shards), needs)
@@ -152,6 +162,10 @@ func foldNeeds(needs []lock.Need) ([]lock.Need, *reason.Error) {
 		return nil, reason.New(reason.TooManyKeys, "lock keys further up, which cover all below them", "%d locks with the segments above them; at most %d are accepted", len(set), txn.MaxNeeds)
 	}
 	return set, nil
+}
+
+func unknownError(service string) *reason.Error {
+	return reason.New(reason.UnknownService, "register it with PUT /v1/services/"+service, "service %q is not registered", service)
 }
 
 func drainingError(service string) *reason.Error {
