@@ -79,6 +79,10 @@ func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, re
 			answer, err = remote[Q, A](ctx, c, shard, leader, name, request)
 		}
 		again, unsure := mayHelp(err)
+		var refused *reason.Error
+		if !again && taken && errors.As(err, &refused) && node.FromRegistry(refused.Code) {
+			return answer, c.gaveUp(shard, leader, taken, err) // that says nothing of the earlier try
+		}
 		if !again {
 			if leader != c.self.Member {
 				node.NoteForwarding(ctx, nameOf(leader))

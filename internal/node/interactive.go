@@ -162,7 +162,9 @@ func (n *Node) enlistOnce(ctx context.Context, reg *registry, id txnid.ID, s *St
 	if err != nil {
 		// A step that was taken is answered by its record, and a transaction that is
 		// decided by its decision, whatever the registry and the limits say by now.
-		if !n.answersStep(ctx, id, s.Number, digest) {
+		if known, unsure := n.answersStep(ctx, id, s.Number, digest); unsure != nil {
+			return Transaction{}, unsure
+		} else if !known {
 			return Transaction{}, err
 		}
 		c = &txn.Enlist{ID: id, Step: s.Number}
@@ -174,14 +176,17 @@ func (n *Node) enlistOnce(ctx context.Context, reg *registry, id txnid.ID, s *St
 	return n.computed(&rep)
 }
 
-func (n *Node) answersStep(ctx context.Context, id txnid.ID, number uint32, digest [32]byte) (known bool) {
-	err := n.home(id).run(ctx, func(sh *shard.Shard) {
+func (n *Node) answersStep(ctx context.Context, id txnid.ID, number uint32, digest [32]byte) (known bool, unsure *reason.Error) {
+	err := n.settled(ctx, id, func(sh *shard.Shard) bool { return sh.StepUnderWay(id, number) }, func(sh *shard.Shard) {
 		if t := sh.State().Get(id); t != nil && t.Interactive {
 			step := t.FindStep(number)
 			known = t.Status.Decided() || step != nil && step.Digest == digest
 		}
 	})
-	return known && err == nil
+	if err != nil && err.Code == reason.OutcomeUnknown {
+		return false, err
+	}
+	return known, nil
 }
 
 // step computes the ENLIST record, and of which services it has locks alone.

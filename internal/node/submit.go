@@ -80,23 +80,52 @@ func (n *Node) known(ctx context.Context, id txnid.ID, s *Submission) (Transacti
 		return Transaction{}, nil
 	}
 	var there, same bool
-	err := n.home(id).run(ctx, func(sh *shard.Shard) {
+	err := n.settled(ctx, id, func(sh *shard.Shard) bool { return sh.UnderWay(id) }, func(sh *shard.Shard) {
 		t := sh.State().Get(id)
 		there = t != nil
 		same = there && (t.NeverBegun || t.Digest == submissionDigest(s))
 	})
+	if err != nil && err.Code == reason.OutcomeUnknown {
+		return Transaction{}, &knownID{err}
+	}
 	switch {
 	case err != nil || !there:
 		return Transaction{}, nil
 	case !same:
 		return Transaction{}, &knownID{reason.New(reason.IDConflict, "use a new id for new work, and the same body to repeat", "%s was submitted with another body", id)}
 	}
-	t, err := n.Transaction(ctx, id.String())
-	if err != nil {
-		return Transaction{}, &knownID{asReason(err)}
+	t, failed := n.Transaction(ctx, id.String())
+	if failed != nil {
+		return Transaction{}, &knownID{asReason(failed)}
 	}
 	t.Replayed = true
 	return t, &knownID{}
+}
+
+// settled looks at a shard when no record of an id is on its way: what is refused while the
+// record of an earlier try is, may be done after all. It fails with OUTCOME_UNKNOWN if that
+// is not told in time.
+func (n *Node) settled(ctx context.Context, id txnid.ID, underWay func(*shard.Shard) bool, look func(*shard.Shard)) *reason.Error {
+	for range 2 {
+		coming := false
+		if err := n.home(id).run(ctx, func(sh *shard.Shard) {
+			if coming = underWay(sh); !coming {
+				look(sh)
+			}
+		}); err != nil {
+			return asReason(err)
+		}
+		if !coming {
+			return nil
+		}
+		if _, err := n.Transaction(ctx, id.String()); err != nil && asReason(err).Code != reason.NotFound { // told through the log, behind that record
+			break
+		}
+	}
+	err := reason.New(reason.OutcomeUnknown, "send the same request again: it is executed once", "a request on %s that this one repeats is under way", id)
+	err.Details = map[string]string{"id": id.String()}
+	err.RetryAfterMs = 100
+	return err
 }
 
 func (n *Node) timeoutMs(s *Submission) uint32 {

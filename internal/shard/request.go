@@ -1,6 +1,8 @@
 package shard
 
 import (
+	"slices"
+
 	"github.com/assent-tx/assent/internal/lock"
 	"github.com/assent-tx/assent/internal/mutant"
 	"github.com/assent-tx/assent/internal/reason"
@@ -152,6 +154,19 @@ func (s *Shard) overfull(id txnid.ID, locks []lock.Need) (key string, waiting in
 		}
 	}
 	return "", 0
+}
+
+// UnderWay reports whether a record of an id that is not known yet is on its way.
+func (s *Shard) UnderWay(id txnid.ID) bool {
+	_, under := s.proposed[id]
+	return under
+}
+
+// StepUnderWay reports whether a step of a transaction is on its way, or waits to be.
+func (s *Shard) StepUnderWay(id txnid.ID, number uint32) bool {
+	r := s.runs[id]
+	return slices.ContainsFunc(s.steps[id], func(w waiter) bool { return w.kind == waitStep && w.step == number }) ||
+		r != nil && slices.ContainsFunc(r.held, func(ev *Enlist) bool { return ev.Step == number })
 }
 
 func (s *Shard) fromFuture(id txnid.ID) *reason.Error {
