@@ -66,6 +66,18 @@ func (p *Participant) current(ctx context.Context, c *Call) error {
 	return nil
 }
 
+// surelyCurrent reports whether the call is certainly of the highest incarnation that this
+// process has seen.
+func (p *Participant) surelyCurrent(c *Call) bool {
+	own := c.incarnation()
+	if own == "" {
+		return true
+	}
+	p.incarnations.mu.RLock()
+	defer p.incarnations.mu.RUnlock()
+	return own == p.incarnations.seen[c.Cluster]
+}
+
 // raiseIncarnation makes an incarnation durable before it is believed, and returns the
 // highest.
 func (p *Participant) raiseIncarnation(ctx context.Context, cluster, own string) (highest string, err error) {

@@ -44,10 +44,10 @@ func (s *Script) Guard(n int) (expression, probe string, params [][]byte) {
 }
 
 // Script returns the statements for a prepare with PostgreSQLPrepared; false if the
-// call is one for Prepare alone: the first of its cluster, one-phase, with
+// call is one for Prepare alone: the first of its cluster or incarnation, one-phase, with
 // operations that do not match or were executed before, or of a branch or transaction that is known here.
 func (p *Participant) Script(c *Call) (Script, bool) {
-	if p.native == nil || c.OnePhase || c.Executed > 0 || c.Shards == 0 || c.Mismatch() != "" || !p.native.serves(c) || p.native.held.has(c) {
+	if p.native == nil || c.OnePhase || c.Executed > 0 || c.Shards == 0 || c.Mismatch() != "" || !p.native.serves(c) || !p.surelyCurrent(c) || p.native.held.has(c) {
 		return Script{}, false
 	}
 	p.forget.note(c)
@@ -84,7 +84,7 @@ func (p *Participant) Prepared(c *Call) { p.native.held.add(c, nil) }
 // prepared, as a call of Finish asks for; false if Finish must look for it. If the
 // statement succeeds, OutcomeCommitted is true; in every other case call Finish.
 func (p *Participant) CommitScript(c *Call) (string, bool) {
-	if p.native == nil || c.Phase != PhaseCommit || !p.native.serves(c) {
+	if p.native == nil || c.Phase != PhaseCommit || !p.native.serves(c) || !p.surelyCurrent(c) {
 		return "", false
 	}
 	p.forget.note(c)

@@ -428,7 +428,7 @@ func malformed(e *env) {
 		"cut off":       good[:len(good)-5],
 		"trailing data": append(append([]byte{}, good...), `{"transaction":1}`...),
 		"deeply nested": []byte(strings.Repeat("[", 100_000)),
-		"16 MiB":        append(bytes.Repeat([]byte(" "), 16<<20), good...),
+		"64 MiB":        append(bytes.Repeat([]byte(" "), 64<<20), good...), // a coordinator sends 20 MiB at most
 	} {
 		if a := e.post("prepare", body, b.id+"/1/prepare"); a.kind("prepare") != "indefinite" {
 			e.Fatalf("%s: prepare was answered %s", name, a)
