@@ -99,6 +99,20 @@ type noAnswerError struct{ error }
 
 func (e *noAnswerError) Unwrap() error { return e.error }
 
+// unsentError: the request was never sent.
+type unsentError struct{ error }
+
+func (e *unsentError) Unwrap() error { return e.error }
+
+// laterRefusalError: a request was refused for how a service is registered, after a try that
+// may have been taken, or may arrive yet, when the service is registered otherwise. (Other
+// refusals would have met that try, too, or come from the record.)
+type laterRefusalError struct{ refused *Error }
+
+func (e *laterRefusalError) Error() string {
+	return e.refused.Error() + "; an earlier try of the request has no answer"
+}
+
 // call makes a request about a transaction until it has an answer or ctx ends. All requests
 // of this package may be repeated: the coordinator does them once.
 func (c *Client) call(ctx context.Context, id, method, path string, body, answer any) error {
@@ -106,13 +120,21 @@ func (c *Client) call(ctx context.Context, id, method, path string, body, answer
 	if body != nil {
 		var err error
 		if encoded, err = json.Marshal(body); err != nil {
-			return fmt.Errorf("assent: %w", err)
+			return &unsentError{fmt.Errorf("assent: %w", err)}
 		}
 	}
+	taken := false // an earlier try may have been
 	r := &discovery.Request{Key: id, Method: method, Path: path, Body: encoded, Wait: answerWithin, MaxBytes: maxAnswerBytes}
 	pause := firstPause
 	for {
 		after, err := c.try(ctx, r, answer)
+		var refused *Error
+		if errors.As(err, &refused) {
+			if after < 0 && refused.ofRegistration() && (taken || r.MaybeTaken()) {
+				return &laterRefusalError{refused}
+			}
+			taken = taken || !refused.definite() && !refused.untaken()
+		}
 		if err == nil || after < 0 {
 			return err
 		}
@@ -170,6 +192,25 @@ const foreignReason = "HTTP_"
 
 // definite reports whether the request was refused by who would know if it had been done.
 func (e *Error) definite() bool { return e.ours() && e.Status < http.StatusInternalServerError }
+
+// untaken reports whether a refusal with a status of 5xx says that nothing was taken.
+func (e *Error) untaken() bool {
+	switch e.Reason {
+	case "NOT_READY", "NOT_LEADER", "OVERLOADED", "UPGRADE_PENDING":
+		return true
+	}
+	return false
+}
+
+// ofRegistration reports whether a service is not registered, or otherwise than the request
+// needs.
+func (e *Error) ofRegistration() bool {
+	switch e.Reason {
+	case ReasonUnknownService, "SERVICE_DRAINING", "CANNOT_EXECUTE", "KEYS_REQUIRED":
+		return true
+	}
+	return false
+}
 
 func (e *Error) ours() bool { return !strings.HasPrefix(e.Reason, foreignReason) }
 

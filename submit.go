@@ -2,6 +2,7 @@ package assent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -78,7 +79,23 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 	}
 	for {
 		t := &Transaction{}
+		var later *laterRefusalError
 		switch err := c.call(ctx, body.ID, http.MethodPost, "/v1/transactions", body, t); {
+		case errors.As(err, &later):
+			// The earlier try is decided by a rollback: one that never began never will.
+			rolled, err := c.Rollback(ctx, body.ID)
+			var refused *Error
+			switch {
+			case err == nil && rolled.Aborted() && rolled.Abort.Reason == ReasonClientRollback:
+				return nil, later.refused
+			case err == nil && rolled.Aborted():
+				return rolled, rolled.err()
+			case errors.As(err, &refused) && refused.Reason == "ALREADY_COMMITTED":
+				continue // its record answers
+			case err == nil:
+				err = fmt.Errorf("it is %s: %w", rolled.State, later)
+			}
+			return nil, unknown(body.ID, errors.New(err.Error()))
 		case err != nil:
 			return nil, unknown(body.ID, err)
 		case t.Aborted():

@@ -225,12 +225,16 @@ func (tx *Tx) unanswered() error {
 // taken yet, and the function was told that it was not. It returns what to tell.
 func (tx *Tx) left(err error) error {
 	var none *noAnswerError
+	var unsent *unsentError
 	var refused *Error
-	if !errors.As(err, &none) {
-		if !errors.As(err, &refused) || refused.definite() {
-			return err
-		}
+	switch {
+	case errors.As(err, &none):
+	case errors.As(err, &unsent), errors.As(err, &refused) && refused.definite():
+		return err
+	case refused != nil:
 		err = &noAnswerError{errors.New(err.Error())}
+	default:
+		err = &noAnswerError{err}
 	}
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
@@ -303,7 +307,7 @@ func (tx *Tx) enlist(ctx context.Context, body any, n int) ([]json.RawMessage, e
 		return nil, err
 	}
 	if len(answer.Results) != n {
-		return nil, fmt.Errorf("assent: %d results for %d operations", len(answer.Results), n)
+		return nil, tx.left(fmt.Errorf("assent: %d results for %d operations", len(answer.Results), n))
 	}
 	return answer.Results, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 )
@@ -22,6 +23,18 @@ type Request struct {
 	// bounded by the context's deadline. Default 20s.
 	Wait     time.Duration
 	MaxBytes int64 // of an answer. Default 32 MiB
+
+	maybeTaken bool
+}
+
+// MaybeTaken reports whether some node was sent the request and has not answered: it may
+// have taken it, or take it yet. Requests are used by one goroutine at a time.
+func (r *Request) MaybeTaken() bool { return r.maybeTaken }
+
+// neverSent reports whether no connection could be made.
+func neverSent(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }
 
 // Answer of a node, whatever it is.
@@ -75,6 +88,9 @@ func (n *Nodes) Do(ctx context.Context, r *Request) (*Answer, error) {
 			return nil, last
 		}
 		answer, err := n.once(ctx, e, r)
+		if err != nil && !neverSent(err) || err == nil && answer.Status == http.StatusBadGateway {
+			r.maybeTaken = true
+		}
 		leader, elsewhere := "", false
 		if err == nil {
 			leader, elsewhere = answer.elsewhere()

@@ -118,22 +118,22 @@ const (
 	registryTries    = 3
 )
 
-// print tells registrations of a service apart.
-func print(v *txn.Service) string {
+// fingerprint tells registrations of a service apart.
+func fingerprint(v *txn.Service) string {
 	text := txn.AppendPutService(nil, v)
 	text = fmt.Appendf(text, " %d %t", v.Generation, v.Draining)
 	h := sha256.Sum256(text)
 	return hex.EncodeToString(h[:16])
 }
 
-// Registrations is a print of each service's registration, "" of one that is not registered,
+// Registrations is a fingerprint of each service's registration, "" of one that is not registered,
 // of shard 0, which this node must lead.
 func (n *Node) Registrations(ctx context.Context, services []string) ([]string, error) {
 	prints := make([]string, len(services))
 	err := n.lead(ctx, 0, func(sh *shard.Shard) {
 		for i, name := range services {
 			if v := sh.State().Service(name); v != nil {
-				prints[i] = print(v)
+				prints[i] = fingerprint(v)
 			}
 		}
 	})
@@ -145,7 +145,7 @@ func (reg *registry) is(services, prints []string) bool {
 	for i, name := range services {
 		here := ""
 		if e := reg.byName[name]; e != nil {
-			here = print(e.service)
+			here = fingerprint(e.service)
 		}
 		if here != prints[i] {
 			return false
@@ -157,7 +157,7 @@ func (reg *registry) is(services, prints []string) bool {
 // FromRegistry reports whether a refusal says how a service is registered: from an outdated
 // copy it is no answer, since who reads it does not try again.
 func FromRegistry(code reason.Code) bool {
-	switch code { //nolint:exhaustive // the others say something else
+	switch code {
 	case reason.UnknownService, reason.ServiceDraining, reason.CannotExecute, reason.KeysRequired:
 		return true
 	}
