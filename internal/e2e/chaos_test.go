@@ -153,6 +153,13 @@ func (c *chaos) round(ctx context.Context, round int, until time.Time, next func
 		}
 		f := next()
 		names, survivable := f.name, f.survivable
+		if survivable { // with one that still reads its log, it is not
+			limited, cancel := context.WithTimeout(ctx, time.Minute)
+			if err := c.Ready(limited); err != nil {
+				c.t.Error(err)
+			}
+			cancel()
+		}
 		start, before := time.Now(), c.bank.committed.Load()
 		f.begin(ctx)
 		if !f.alone && c.random.IntN(3) == 0 {
