@@ -94,8 +94,10 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 				continue // its record answers
 			case err == nil:
 				err = fmt.Errorf("it is %s: %w", rolled.State, later)
+			case refused != nil:
+				err = errors.New(err.Error()) // as in unknown
 			}
-			return nil, unknown(body.ID, errors.New(err.Error()))
+			return nil, &UnknownOutcomeError{ID: body.ID, Err: err}
 		case err != nil:
 			return nil, unknown(body.ID, err)
 		case t.Aborted():

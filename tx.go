@@ -48,7 +48,8 @@ const (
 // runs inside waits for the locks of this one until a timeout.
 //
 // A transaction that is a deadlock's victim or gives way to an older one, waits too long for
-// a lock, or meets a conflict at a participant or a loss of what that had executed, is tried again: f runs again, with another Tx, so it must
+// a lock or in too long a queue, or meets a conflict at a participant or a loss of what that
+// had executed, is tried again: f runs again, with another Tx, so it must
 // leave nothing behind outside the transaction. That holds also where f returns an error
 // of its own, as it does when a service that it called has met the abort. After the last
 // try the *AbortedError is returned, joined to f's own error if there is one.

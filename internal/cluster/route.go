@@ -80,8 +80,10 @@ func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, re
 		}
 		again, unsure := mayHelp(err)
 		var refused *reason.Error
-		if !again && taken && errors.As(err, &refused) && node.FromRegistry(refused.Code) {
-			return answer, c.gaveUp(shard, leader, taken, err) // that says nothing of the earlier try
+		if !again && taken && errors.As(err, &refused) && node.FromRegistry(refused.Code) { // which says nothing of the earlier try
+			unknown := reason.New(reason.OutcomeUnknown, "send the same request again: it is executed once", "%s; an earlier try of the request has no answer", refused.Message)
+			unknown.RetryAfterMs = 200
+			return answer, unknown
 		}
 		if !again {
 			if leader != c.self.Member {
