@@ -104,9 +104,10 @@ type unsentError struct{ error }
 
 func (e *unsentError) Unwrap() error { return e.error }
 
-// laterRefusalError: a request was refused for how a service is registered, after a try that
-// may have been taken, or may arrive yet, when the service is registered otherwise. (Other
-// refusals would have met that try, too, or come from the record.)
+// laterRefusalError: a request was refused after a try that may have been taken, or may
+// arrive yet, for a reason that says nothing of that one: a service may be registered
+// otherwise by then, and what a transaction or its steps were is forgotten once it has
+// ended. (Other refusals would have met that try, too, or come from the record.)
 type laterRefusalError struct{ refused *Error }
 
 func (e *laterRefusalError) Error() string {
@@ -130,7 +131,7 @@ func (c *Client) call(ctx context.Context, id, method, path string, body, answer
 		after, err := c.try(ctx, r, answer)
 		var refused *Error
 		if errors.As(err, &refused) {
-			if after < 0 && refused.ofRegistration() && (taken || r.MaybeTaken()) {
+			if after < 0 && method != http.MethodGet && refused.ofLaterTry() && (taken || r.MaybeTaken()) {
 				return &laterRefusalError{refused}
 			}
 			taken = taken || !refused.definite() && !refused.untaken()
@@ -202,11 +203,11 @@ func (e *Error) untaken() bool {
 	return false
 }
 
-// ofRegistration reports whether a service is not registered, or otherwise than the request
-// needs.
-func (e *Error) ofRegistration() bool {
+// ofLaterTry reports whether a refusal says nothing of an earlier try: see
+// laterRefusalError.
+func (e *Error) ofLaterTry() bool {
 	switch e.Reason {
-	case ReasonUnknownService, "SERVICE_DRAINING", "CANNOT_EXECUTE", "KEYS_REQUIRED":
+	case ReasonUnknownService, "SERVICE_DRAINING", "CANNOT_EXECUTE", "KEYS_REQUIRED", ReasonAlreadyDecided, "NOT_FOUND", "ID_EXPIRED":
 		return true
 	}
 	return false

@@ -111,3 +111,55 @@ func TestRefusalAfterALostTry(t *testing.T) {
 		t.Errorf("told %T %v, which means that nothing was changed, and it is %s", err, err, state.State)
 	}
 }
+
+// TestLostTryThatCommitted: the try whose answer was lost has committed by the time that a
+// later one is refused: the submission is told as committed.
+func TestLostTryThatCommitted(t *testing.T) {
+	url := coordinator(t)
+	refusal := `{"code":9,"message":"service \"bank-a\" is being removed","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"SERVICE_DRAINING"}]}`
+	refusals := 0
+	network := lostThen(t, "/transactions", func(w http.ResponseWriter) {
+		refusals++
+		w.WriteHeader(http.StatusConflict)
+		_, _ = io.WriteString(w, refusal)
+	})
+	forward := client(t, url, nil)
+	c := client(t, url, roundTripper(func(req *http.Request) (*http.Response, error) {
+		if refusals > 0 && strings.HasSuffix(req.URL.Path, "/transactions") { // once is enough
+			return http.DefaultTransport.RoundTrip(req)
+		}
+		return network.RoundTrip(req)
+	}))
+	defer http.DefaultClient.CloseIdleConnections()
+	got, err := c.Submit(t.Context(), assent.Submission{Operations: []assent.Operation{{Service: "bank-a", Payload: posting("once", 1, -5), Locks: []assent.Lock{assent.Exclusive("accounts/1")}}}})
+	if err != nil || !got.Committed() || refusals != 1 {
+		t.Errorf("%+v, %v, after %d refusals", got, err, refusals)
+	}
+	if a := balance(t, forward, "bank-a", 1); a != 95 {
+		t.Errorf("balance %d", a)
+	}
+}
+
+// TestStrangersAnswers: what no coordinator says does not pass for a step that was taken or
+// refused.
+func TestStrangersAnswers(t *testing.T) {
+	for name, body := range map[string]string{
+		"empty":           `{}`,
+		"another's abort": `{"transaction":{"id":"x","state":"aborted","abort":{"reason":"VOTED_NO"}}}`,
+		"no results":      `{"transaction":{"state":"active"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			url := coordinator(t)
+			c := client(t, url, lostThen(t, "/operations", func(w http.ResponseWriter) { _, _ = io.WriteString(w, body) }))
+			err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+				if err := tx.Defer(ctx, "bank-a", posting("u1", 1, -5), assent.Exclusive("accounts/1")); err == nil {
+					t.Error("the answer passed")
+				}
+				return nil
+			}, assent.WithTries(1))
+			if a := balance(t, client(t, url, nil), "bank-a", 1); err == nil || a != 100 {
+				t.Errorf("%v, balance %d", err, a)
+			}
+		})
+	}
+}

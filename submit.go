@@ -60,7 +60,8 @@ type Submission struct {
 
 // Submit runs a transaction as a whole. It returns the committed transaction, an
 // *AbortedError with the aborted one, an *UnknownOutcomeError if ctx ends before anybody
-// can say, or an *Error if the coordinator refuses it.
+// can say, or an *Error if the coordinator refuses it. If the answer of an earlier try was
+// lost, a refusal is made certain by a rollback: the id is used up then.
 func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error) {
 	body := struct {
 		ID         string      `json:"id"`
@@ -86,9 +87,10 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 			rolled, err := c.Rollback(ctx, body.ID)
 			var refused *Error
 			switch {
-			case err == nil && rolled.Aborted() && rolled.Abort.Reason == ReasonClientRollback:
-				return nil, later.refused
 			case err == nil && rolled.Aborted():
+				if a := aborted(rolled.err(), body.ID); a != nil && a.Reason == ReasonClientRollback {
+					return nil, later.refused
+				}
 				return rolled, rolled.err()
 			case errors.As(err, &refused) && refused.Reason == "ALREADY_COMMITTED":
 				continue // its record answers

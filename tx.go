@@ -358,12 +358,12 @@ func (tx *Tx) take(ctx context.Context, path string, body, answer any, t *Transa
 	if err := tx.c.call(ctx, tx.id, http.MethodPost, tx.path(path), body, answer); err != nil {
 		return tx.left(err)
 	}
-	if err := t.err(); err != nil {
+	if err := t.err(); aborted(err, tx.id) != nil {
 		tx.end(err)
 		return err
 	}
-	if t.State != "active" {
-		return fmt.Errorf("assent: transaction %s takes no steps any more: it is %s", tx.id, t.State)
+	if t.State != "active" { // or the answer is not a coordinator's
+		return tx.left(fmt.Errorf("assent: transaction %s takes no steps any more: it is %q", tx.id, t.State))
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func (r *Request) MaybeTaken() bool { return r.maybeTaken }
 // neverSent reports whether no connection could be made.
 func neverSent(err error) bool {
 	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial"
+	return errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect")
 }
 
 // Answer of a node, whatever it is.
@@ -88,7 +88,7 @@ func (n *Nodes) Do(ctx context.Context, r *Request) (*Answer, error) {
 			return nil, last
 		}
 		answer, err := n.once(ctx, e, r)
-		if err != nil && !neverSent(err) || err == nil && answer.Status == http.StatusBadGateway {
+		if err != nil && !neverSent(err) || err == nil && answer.foreign() {
 			r.maybeTaken = true
 		}
 		leader, elsewhere := "", false
@@ -116,6 +116,18 @@ func (n *Nodes) Do(ctx context.Context, r *Request) (*Answer, error) {
 		}
 		tried = append(tried, e)
 	}
+}
+
+// foreign reports whether a proxy answers that it got no answer, or none in time.
+func (a *Answer) foreign() bool {
+	var status struct {
+		Details []json.RawMessage `json:"details"`
+	}
+	switch a.Status {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return json.Unmarshal(a.Body, &status) != nil || len(status.Details) == 0
+	}
+	return false
 }
 
 // elsewhere reports whether another node may know better, and which one this node takes for
