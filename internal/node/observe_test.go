@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -199,7 +200,7 @@ func TestDeadlockOfTwoTables(t *testing.T) {
 			waits.Go(func() { r = o.step(younger.ID, 2, op(names[0])) })
 			o.eventually("its home knows that the younger waits", func() bool {
 				r, err := o.node.Transaction(t.Context(), younger.ID)
-				return err == nil && r.WaitsFor != nil && len(r.WaitsFor.For) == 1
+				return err == nil && r.WaitsFor != nil && slices.Equal(r.WaitsFor.For, []string{elder.ID})
 			})
 			closed := time.Now().Truncate(time.Millisecond)
 			if r := o.step(elder.ID, 2, op(names[1])); r.State != "active" {
@@ -268,9 +269,11 @@ func TestRestartOfTwoTables(t *testing.T) {
 			}
 		})
 		o.eventually("it has one of its locks and waits for the other", func() bool {
-			page, err := o.node.Locks(t.Context(), node.LockQuery{Service: names[1]})
+			page, err := o.node.Locks(t.Context(), node.LockQuery{Service: names[1], Key: "k"})
 			r, errT := o.node.Transaction(t.Context(), id)
-			return err == nil && errT == nil && len(page.Locks) > 0 && r.WaitsFor != nil && len(r.WaitsFor.For) == 1
+			// Those of the round before may not have given back theirs.
+			return err == nil && errT == nil && len(page.Locks) == 1 && len(page.Locks[0].Holders) == 1 && page.Locks[0].Holders[0].Transaction == id &&
+				r.WaitsFor != nil && slices.Equal(r.WaitsFor.For, []string{elder.ID})
 		})
 		closed := time.Now().Truncate(time.Millisecond)
 		if r := o.step(elder.ID, 2, book(names[1])); r.State != "active" {
