@@ -20,7 +20,7 @@ func asOf(c *participant.Call, cluster, incarnation string) *participant.Call {
 }
 
 // Once a restored cluster has called, the one that it replaces is refused, in whatever it
-// asks, by every process on the database.
+// asks, by the process that heard it and by those that are called for the first time then.
 func TestOlderIncarnationIsRefused(t *testing.T) {
 	ctx := t.Context()
 	file := ledgerFile(t)
