@@ -550,8 +550,8 @@ func (a *auditor) bounds() {
 	if n > h.cfg.MaxAppendsInFlight {
 		a.w.fail("%d appends in flight, at most %d allowed", n, h.cfg.MaxAppendsInFlight)
 	}
-	if n, limit := a.w.clients.open(h), 2*h.cfg.MaxWaitingRequests; n > limit { // half of it for what ends transactions
-		a.w.fail("%d requests wait, at most %d allowed", n, limit)
+	if n, ends := a.w.clients.open(h); n-ends > h.cfg.MaxWaitingRequests || n > 2*h.cfg.MaxWaitingRequests {
+		a.w.fail("%d requests wait, %d of them end transactions; at most %d allowed, and as many besides of those", n, ends, h.cfg.MaxWaitingRequests)
 	}
 	if n := h.log.oracle.Live(); n > h.cfg.MaxOpenTransactions {
 		a.w.fail("%d transactions are open, at most %d allowed", n, h.cfg.MaxOpenTransactions)

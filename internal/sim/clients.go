@@ -369,14 +369,18 @@ func (c *clients) remove(h *home, name string) *request {
 // waits reports whether the request is still unanswered.
 func (c *clients) waits(token shard.Token) bool { return c.waiting[token] != nil }
 
-// open counts the requests that wait for an answer of this shard.
-func (c *clients) open(h *home) (n int) {
+// open counts the requests that wait for an answer of this shard, and those among them
+// that end transactions.
+func (c *clients) open(h *home) (n, ends int) {
 	for _, q := range c.waiting { // order does not matter: a count
 		if q.home == h {
 			n++
+			if q.kind == reqRollback {
+				ends++
+			}
 		}
 	}
-	return n
+	return n, ends
 }
 
 func (c *clients) reply(h *home, rep *shard.Reply) {
