@@ -31,7 +31,9 @@ type Target struct {
 	Cluster string       // optional: the coordinator cluster that calls, 32 hexadecimal digits
 
 	// Succeed builds a payload whose effect is counted under marker once it is
-	// committed. Two payloads of one marker in one branch are two effects.
+	// committed. Two payloads of one marker in one branch are two effects. Payloads of
+	// different markers must not wait for each other (one row of both, say): their
+	// branches are open at once, unless OneOpen.
 	Succeed func(marker string) json.RawMessage
 	// Refuse builds a payload that is voted no, and would have an effect under
 	// marker if it were not.
