@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,7 +22,7 @@ import (
 // demoCmd is `assent demo`.
 type demoCmd struct {
 	Nodes     int           `default:"3" help:"Nodes of the coordinator: 3 or 5 make a cluster whose leaders are killed; 1 is killed and started again."`
-	Transfers int           `default:"3000" help:"Transfers to submit."`
+	Transfers int           `default:"3000" help:"Transfers to submit; once killing has begun, they go on until the last kill."`
 	Clients   int           `default:"32" help:"Clients that submit at the same time."`
 	Accounts  int           `default:"50" help:"Accounts on each ledger; fewer means more waiting for locks."`
 	Kills     int           `default:"4" help:"How often a node is killed with SIGKILL."`
@@ -120,9 +121,11 @@ func (d *demoCmd) run(ctx context.Context, dir string, out io.Writer) error {
 	for _, n := range nodes[1:] {
 		load.Others = append(load.Others, n.URL)
 	}
+	var killing atomic.Bool
+	load.More = killing.Load
 	done := make(chan error, 1)
 	go func() { done <- load.Run(ctx, 20*time.Second) }()
-	kills, err := d.breakThings(ctx, nodes, load, done, say)
+	kills, err := d.breakThings(ctx, nodes, load, &killing, done, say)
 	if err != nil {
 		return err
 	}
@@ -182,8 +185,10 @@ func (d *demoCmd) nodes(dir string) ([]*serveproc.Process, error) {
 	return nodes, nil
 }
 
-// breakThings kills the leader and starts it again, until the load is done.
-func (d *demoCmd) breakThings(ctx context.Context, nodes []*serveproc.Process, load *ledger.Load, done <-chan error, say func(string, ...any)) (kills int, err error) {
+// breakThings kills the leader and starts it again, until the load is done. From the first
+// kill to the last, killing keeps the load going: a restart may take longer than what is
+// left of it.
+func (d *demoCmd) breakThings(ctx context.Context, nodes []*serveproc.Process, load *ledger.Load, killing *atomic.Bool, done <-chan error, say func(string, ...any)) (kills int, err error) {
 	kill := time.NewTicker(d.Every)
 	defer kill.Stop()
 	progress := time.NewTicker(500 * time.Millisecond)
@@ -202,10 +207,12 @@ func (d *demoCmd) breakThings(ctx context.Context, nodes []*serveproc.Process, l
 			if kills == d.Kills {
 				continue
 			}
+			killing.Store(true)
 			if err := d.killLeader(ctx, nodes, say); err != nil {
 				return kills, err
 			}
 			kills++
+			killing.Store(kills < d.Kills)
 		}
 	}
 }

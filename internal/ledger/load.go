@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -13,24 +14,28 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
 // Load submits transfers between two books until told to stop, and remembers what
 // it was told. Every transfer is sent again with its id until its outcome is
-// known: so the coordinator may be killed at any time.
+// known, or forgotten: so the coordinator may be killed at any time.
 type Load struct {
 	Coordinator string    // base URL
 	Others      []string  // further nodes, asked in turn when one does not answer
 	Services    [2]string // the two books; money goes both ways
 	Accounts    int
 	Clients     int
-	Transfers   int    // stop after so many; 0: until ctx ends
-	Wait        string // decided (default) or completed
+	Transfers   int // stop after so many; 0: until ctx ends
+	// More says after so many whether to go on all the same; nil: no.
+	More func() bool
+	Wait string // decided (default) or completed
 	// Operations makes those of one transfer; nil: a posting in each book.
 	Operations func(id string) []any
 
 	Committed, Aborted, Retried atomic.Int64
+	Unknown                     atomic.Int64 // transfers whose outcome was forgotten before anybody was told
 
 	next atomic.Int64
 	node atomic.Uint32 // counts moves to the next one
@@ -61,7 +66,7 @@ func (l *Load) Run(ctx context.Context, finish time.Duration) error {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				n := l.next.Add(1)
-				if l.Transfers > 0 && n > int64(l.Transfers) {
+				if l.Transfers > 0 && n > int64(l.Transfers) && (l.More == nil || !l.More()) {
 					return
 				}
 				if err := l.transfer(hard, client); err != nil {
@@ -76,8 +81,11 @@ func (l *Load) Run(ctx context.Context, finish time.Duration) error {
 	return <-errs // nil if none
 }
 
+// errExpired is the refusal of an id that is too old to be known.
+var errExpired = errors.New("the id has expired")
+
 func (l *Load) transfer(ctx context.Context, client *http.Client) error {
-	id := newID().String()
+	id, made := newID().String(), time.Now()
 	operations := l.Operations
 	if operations == nil {
 		operations = l.postings
@@ -93,6 +101,9 @@ func (l *Load) transfer(ctx context.Context, client *http.Client) error {
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
 		state, err := l.submit(ctx, client, body)
 		switch {
+		case errors.Is(err, errExpired) && time.Since(made) >= txn.WatermarkLagMs*time.Millisecond:
+			l.Unknown.Add(1) // a younger id may not be expired
+			return nil
 		case err != nil:
 			return fmt.Errorf("transfer %s: %w", id, err)
 		case state == "committed" || state == "committing":
@@ -153,6 +164,8 @@ func (l *Load) submit(ctx context.Context, client *http.Client, body []byte) (st
 			l.node.CompareAndSwap(node, node+1)
 		}
 		return "", nil // as above
+	case resp.StatusCode == http.StatusGone:
+		return "", fmt.Errorf("%w: %s", errExpired, bytes.TrimSpace(answer))
 	case resp.StatusCode != http.StatusOK:
 		return "", fmt.Errorf("refused with status %d: %s", resp.StatusCode, bytes.TrimSpace(answer))
 	}
