@@ -419,29 +419,37 @@ func TestKillAtEveryStep(t *testing.T) {
 	for round := range *rounds {
 		for i, point := range points {
 			t.Run(fmt.Sprintf("%s/%d", point, round), func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-				defer cancel()
+				minute := func() context.Context { // for each stage: one that is slow takes nothing from the next
+					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+					t.Cleanup(cancel)
+					return ctx
+				}
 				if err := proc.Launch(fmt.Sprintf("ASSENT_FAILPOINT=%s@%d", point, 1+(i+round*7)%5)); err != nil {
 					t.Fatal(err)
 				}
-				load, stop := context.WithCancel(ctx)
+				load, stop := context.WithCancel(t.Context())
+				defer stop()
 				var running sync.WaitGroup
 				running.Go(func() { h.clients(load, t, 6) })
 				select {
 				case <-proc.Exited():
-				case <-ctx.Done():
+				case <-minute().Done():
 					t.Errorf("%s was never reached; %d transactions committed", point, h.done.Load())
 				}
 				proc.Kill()
-				if err := proc.Start(ctx); err != nil {
+				if err := proc.Start(minute()); err != nil {
 					t.Error(err)
 				}
-				for before := h.done.Load(); h.done.Load() < before+10 && ctx.Err() == nil; {
+				before, working := h.done.Load(), minute()
+				for h.done.Load() < before+10 && working.Err() == nil {
 					time.Sleep(5 * time.Millisecond)
+				}
+				if done := h.done.Load() - before; done < 10 {
+					t.Errorf("%d transactions committed after the restart", done)
 				}
 				stop()
 				running.Wait()
-				if err := proc.Settled(ctx); err != nil {
+				if err := proc.Settled(minute()); err != nil {
 					t.Error(err)
 				}
 				proc.Kill()
