@@ -392,9 +392,13 @@ func (c *chaos) mend() {
 			}
 		})
 	}
-	for _, child := range c.children {
+	for name, child := range c.children {
 		child.signal(syscall.SIGCONT)
-		if child.cmd == nil {
+		died := child.died()
+		if died {
+			c.t.Errorf("%s ended by itself: %v", name, child.cmd.ProcessState)
+		}
+		if died || child.cmd == nil {
 			child.start(c.t, c.binary)
 		}
 	}

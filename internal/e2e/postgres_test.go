@@ -27,7 +27,8 @@ type child struct {
 	args []string
 	env  []string
 	log  string
-	cmd  *exec.Cmd
+	cmd  *exec.Cmd     // nil: killed, or never started
+	gone chan struct{} // closed once cmd has ended
 }
 
 func (c *child) start(t *testing.T, binary string) {
@@ -43,12 +44,31 @@ func (c *child) start(t *testing.T, binary string) {
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	cmd, gone := c.cmd, make(chan struct{})
+	c.gone = gone
+	go func() { // also one that ends by itself
+		_ = cmd.Wait()
+		close(gone)
+	}()
+}
+
+// died reports whether it ended without being killed.
+func (c *child) died() bool {
+	if c.cmd == nil {
+		return false
+	}
+	select {
+	case <-c.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 func (c *child) kill() {
 	if c.cmd != nil {
 		_ = c.cmd.Process.Kill() // fails only if it is gone already
-		_ = c.cmd.Wait()
+		<-c.gone
 		c.cmd = nil
 	}
 }
