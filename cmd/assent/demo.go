@@ -130,6 +130,9 @@ func (d *demoCmd) run(ctx context.Context, dir string, out io.Writer) error {
 		return err
 	}
 	say("done: %d committed, %d refused, %d requests repeated, %d kills; waiting until nothing is open", load.Committed.Load(), load.Aborted.Load(), load.Retried.Load(), kills)
+	if n := load.Unknown.Load(); n > 0 {
+		say("%d outcomes expired before a client was told: the audit asks of them only that both ledgers agree", n)
+	}
 	for _, n := range nodes {
 		if err := n.Settled(ctx); err != nil {
 			return err

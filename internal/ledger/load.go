@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
 )
 
@@ -81,6 +80,10 @@ func (l *Load) Run(ctx context.Context, finish time.Duration) error {
 	return <-errs // nil if none
 }
 
+// youngestExpired is how old an id must be before it may be refused as expired
+// (docs/PROTOCOL.md).
+const youngestExpired = 10 * time.Second
+
 // errExpired is the refusal of an id that is too old to be known.
 var errExpired = errors.New("the id has expired")
 
@@ -101,7 +104,7 @@ func (l *Load) transfer(ctx context.Context, client *http.Client) error {
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
 		state, err := l.submit(ctx, client, body)
 		switch {
-		case errors.Is(err, errExpired) && time.Since(made) >= txn.WatermarkLagMs*time.Millisecond:
+		case errors.Is(err, errExpired) && time.Since(made) >= youngestExpired:
 			l.Unknown.Add(1) // a younger id may not be expired
 			return nil
 		case err != nil:
