@@ -62,7 +62,7 @@ func (s *Shard) fillEntries() {
 		entry = append(entry, s.lazy...)
 		count += s.lazyCount
 		s.lazy, s.lazyCount, s.lazyUrgent, s.wantEntry = s.lazy[:0], 0, false, false
-		s.inFlight++
+		s.inFlight = append(s.inFlight, entry)
 		s.proposedSeq++
 		s.propose(entry, count)
 	}
@@ -71,10 +71,10 @@ func (s *Shard) fillEntries() {
 // mayPropose: an append costs much the same whatever it carries, so a small one waits for
 // the one before it, and takes along what comes meanwhile.
 func (s *Shard) mayPropose() bool {
-	if s.inFlight <= 0 { // less, if the log has committed one twice
+	if len(s.inFlight) == 0 {
 		return true
 	}
-	return s.inFlight < s.cfg.MaxAppendsInFlight && (len(s.sealed) > 0 || s.openCount >= s.cfg.OverlapCommands)
+	return len(s.inFlight) < s.cfg.MaxAppendsInFlight && (len(s.sealed) > 0 || s.openCount >= s.cfg.OverlapCommands)
 }
 
 func (s *Shard) propose(entry []byte, count int) {

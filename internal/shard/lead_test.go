@@ -3,6 +3,7 @@ package shard
 import (
 	"testing"
 
+	"github.com/assent-tx/assent/internal/reason"
 	"github.com/assent-tx/assent/internal/txn"
 	"github.com/assent-tx/assent/internal/txnid"
 )
@@ -90,6 +91,43 @@ func TestReadWaitsForAnEntryOfThisLeader(t *testing.T) {
 	if len(d.replies) != 1 || d.s.State().Get(id) != nil {
 		t.Fatalf("%d answers; record %v", len(d.replies), d.s.State().Get(id))
 	}
+}
+
+// A proposal that never reached the log, as the next one tells: who waits for it is not
+// answered by the other's record, and asks again.
+func TestLostProposal(t *testing.T) {
+	d := leads(t, 1)
+	d.expect("put", d.ask(1, &PutMember{Token: 1, Member: member("a")}), "")
+	d.step(&RemoveMember{Token: 2, ID: "a"})
+	d.entries = d.entries[1:]
+	d.step(&PutMember{Token: 3, Member: member("b")})
+	d.apply(1)
+	if len(d.replies) != 2 {
+		t.Fatalf("%d answers", len(d.replies))
+	}
+	for _, r := range d.replies {
+		if r.Err == nil || r.Err.Code != reason.OutcomeUnknown {
+			t.Errorf("request %d was answered %v by the record of another", r.Token, r.Err)
+		}
+	}
+	d.replies = nil
+	d.step(&Lead{Term: 1})
+	d.apply(1)
+	d.expect("the lead taken anew", d.ask(4, &RemoveMember{Token: 4, ID: "b"}), "")
+}
+
+// An entry that the log has twice stands for itself only: a read does not pass by it.
+func TestReadWaitsForItsOwnEntry(t *testing.T) {
+	d := leads(t, 1)
+	d.step(&PutMember{Token: 1, Member: member("a")})
+	d.entries = append(d.entries, d.entries[0])
+	d.step(&Get{Token: 2, ID: txnid.New(1_750_000_000_000, [10]byte{1})})
+	d.apply(1)
+	d.expect("put", d.answer(1), "")
+	d.apply(1)
+	d.expect("by another entry", d.answer(2), "none")
+	d.apply(1)
+	d.expect("by its own", d.answer(2), reason.NotFound)
 }
 
 // While every append is in flight an overdue acknowledgement asks for no Tick: the

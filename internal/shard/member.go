@@ -89,8 +89,8 @@ func (s *Shard) memberDone(e *txn.Effect) {
 	case txn.EffectPlaced:
 		s.notice(Notice{Kind: NoticePlaced, N: int(e.Shard), Text: strings.Join(s.st.Placement(e.Shard), " ")})
 	}
-	if len(s.memberWaiters) == 0 {
-		return // the record of a request made before this leader's term
+	if !s.mine || len(s.memberWaiters) == 0 {
+		return // nobody's here
 	}
 	token := s.memberWaiters[0]
 	s.memberWaiters = s.memberWaiters[1:]

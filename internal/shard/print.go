@@ -17,7 +17,7 @@ func (s *Shard) String() string {
 		fmt.Fprintf(&b, "follows (term %d)\n", s.term)
 		return b.String()
 	}
-	fmt.Fprintf(&b, "leads term %d; %d appends in flight, %d lazy acknowledgements, %d requests wait\n", s.term, s.inFlight, s.lazyCount, s.waiting)
+	fmt.Fprintf(&b, "leads term %d; %d appends in flight, %d lazy acknowledgements, %d requests wait\n", s.term, len(s.inFlight), s.lazyCount, s.waiting)
 	for _, id := range sortedIDs(s.runs) {
 		r := s.runs[id]
 		fmt.Fprintf(&b, "run %s votes=%d", id, r.votes)

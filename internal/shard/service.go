@@ -30,12 +30,12 @@ func (s *Shard) waitService(name string, w svcWaiter) {
 	s.waiting++
 }
 
-// serviceDone answers the request whose record was applied: records of one
-// service are applied in the order in which they were proposed.
+// serviceDone answers the request whose record was applied: this leader's records of one
+// service are applied in the order in which it proposed them.
 func (s *Shard) serviceDone(name string, r Reply) (w svcWaiter) {
 	queue := s.services[name]
-	if len(queue) == 0 {
-		return svcWaiter{} // the record of a request made before this leader's term
+	if !s.mine || len(queue) == 0 {
+		return svcWaiter{} // nobody's here
 	}
 	w = queue[0]
 	if s.services[name] = queue[1:]; len(queue) == 1 {

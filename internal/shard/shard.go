@@ -22,6 +22,7 @@ package shard
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 
 	"github.com/assent-tx/assent/internal/mutant"
@@ -138,7 +139,8 @@ type Shard struct {
 	lazyUrgent   bool
 	wantEntry    bool // a barrier needs an entry, if only an empty one
 	pendingBytes int
-	inFlight     int
+	inFlight     [][]byte // proposed and not applied, in the order of the log
+	mine         bool     // what is being applied is the first of them
 	proposedSeq  uint64
 	appliedSeq   uint64
 	leadEntry    []byte // to be proposed
@@ -283,7 +285,7 @@ func (s *Shard) reset() {
 	s.waiting, s.forgetOut = 0, false
 	s.sealed, s.sealedCount, s.open, s.openCount = nil, nil, nil, 0
 	s.lazy, s.lazyCount, s.lazyUrgent = nil, 0, false
-	s.wantEntry, s.pendingBytes, s.inFlight = false, 0, 0
+	s.wantEntry, s.pendingBytes, s.inFlight, s.mine = false, 0, nil, false
 	s.proposedSeq, s.appliedSeq = 0, 0
 	s.leadEntry, s.leadProposed = nil, nil
 	s.allKnow, s.raised = 0, 0
@@ -342,7 +344,8 @@ func (s *Shard) Step(now Time, ev Event) {
 	s.fireTimers()
 }
 
-// Apply applies one committed entry. An error means that this replica must halt.
+// Apply applies one committed entry. An error means that this replica must halt. A leader
+// that misses a proposal of its own follows, and can be told to lead again.
 func (s *Shard) Apply(now Time, index, term uint64, entry []byte) error {
 	s.setNow(now)
 	s.effects = s.effects[:0]
@@ -352,9 +355,7 @@ func (s *Shard) Apply(now Time, index, term uint64, entry []byte) error {
 	if s.leading && term > s.term { // another leader was elected, and the log has yet to say so
 		s.follow()
 	}
-	// Whatever follows this leader's own LEAD and was computed in its term is its own.
-	computedIn, _, _ := txn.Header(entry)
-	mine := s.leading && term == s.term && computedIn == s.term
+	s.mine = s.leading && s.arrived(entry)
 	led := s.leadProposed != nil && term == s.term && bytes.Equal(entry, s.leadProposed)
 	for i := range s.effects {
 		s.effect(&s.effects[i])
@@ -363,13 +364,28 @@ func (s *Shard) Apply(now Time, index, term uint64, entry []byte) error {
 		s.leadProposed, s.leading = nil, true
 		s.resume()
 	}
-	if mine {
-		s.inFlight--
+	if s.mine {
+		s.mine = false
 		s.appliedSeq++
 		s.passBarriers()
 	}
 	clear(s.effects)
 	return nil
+}
+
+// arrived reports whether an entry of the log is the proposal whose turn it is. If it is a
+// later one, those before it never got there: what became of whoever waits nobody can say.
+func (s *Shard) arrived(entry []byte) bool {
+	i := slices.IndexFunc(s.inFlight, func(e []byte) bool { return bytes.Equal(e, entry) })
+	switch {
+	case i < 0: // of an earlier leader, or the log has it twice
+		return false
+	case i > 0:
+		s.follow()
+		return false
+	}
+	s.inFlight = s.inFlight[1:]
+	return true
 }
 
 // Ready returns what is to be done. The caller acts on it, then calls Advance.
