@@ -5,10 +5,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/assent-tx/assent/internal/node"
 	"github.com/assent-tx/assent/internal/peer"
 	"github.com/assent-tx/assent/internal/replog"
-	"github.com/assent-tx/assent/internal/shard"
 	"github.com/assent-tx/assent/internal/txn"
 )
 
@@ -334,70 +332,3 @@ func (c *Cluster) agreeOnLevel(r *running) {
 		r.node.AllKnow(level)
 	}
 }
-
-// Messages between shards are handed over in batches, of whatever is there.
-const (
-	maxBatch        = 128
-	outboxMessages  = 8192
-	messagesTimeout = 2 * time.Second
-)
-
-// Send implements node.Peers.
-func (c *Cluster) Send(m *shard.Message) {
-	to := c.leader(m.To)
-	if to == "" || to == c.self.Member || c.cfg.Port == nil {
-		return // it is sent again
-	}
-	c.mu.Lock()
-	box := c.outboxes[to]
-	if box == nil && c.ctx.Err() == nil {
-		box = make(chan *shard.Message, outboxMessages)
-		c.outboxes[to] = box
-		c.wg.Go(func() { c.post(to, box) })
-	}
-	c.mu.Unlock()
-	copied := *m
-	select {
-	case box <- &copied:
-	default: // it is sent again
-	}
-}
-
-func (c *Cluster) post(to string, box <-chan *shard.Message) {
-	for {
-		var batch []*shard.Message
-		select {
-		case m := <-box:
-			batch = append(batch, m)
-		case <-c.ctx.Done():
-			return
-		}
-		for len(batch) < maxBatch && len(box) > 0 {
-			batch = append(batch, <-box)
-		}
-		ctx, cancel := context.WithTimeout(c.ctx, messagesTimeout)
-		if _, err := c.send(ctx, to, "messages", encode(batch)); err != nil {
-			c.log.Debug("messages between shards were lost", "to", to, "messages", len(batch), "error", err)
-		}
-		cancel()
-	}
-}
-
-func (c *Cluster) takeMessages(_ context.Context, from peer.Caller, body []byte) ([]byte, error) {
-	r := c.running.Load()
-	if r == nil || from.Stranger {
-		return nil, errNotStarted
-	}
-	var batch []*shard.Message
-	if err := decode(body, &batch); err != nil {
-		return nil, err
-	}
-	for _, m := range batch {
-		if m != nil {
-			r.node.Post(m)
-		}
-	}
-	return nil, nil
-}
-
-var _ node.Peers = (*Cluster)(nil)
