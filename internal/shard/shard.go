@@ -384,7 +384,7 @@ func (s *Shard) arrived(entry []byte) bool {
 		s.follow()
 		return false
 	}
-	s.inFlight = s.inFlight[1:]
+	s.inFlight = slices.Delete(s.inFlight, 0, 1)
 	return true
 }
 
