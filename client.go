@@ -106,8 +106,8 @@ func (e *unsentError) Unwrap() error { return e.error }
 
 // laterRefusalError: a request was refused after a try that may have been taken, or may
 // arrive yet, for a reason that says nothing of that one: a service may be registered
-// otherwise by then, and what a transaction or its steps were is forgotten once it has
-// ended. (Other refusals would have met that try, too, or come from the record.)
+// otherwise by then, another node may have other limits, and what a transaction or its steps
+// were is forgotten once it has ended.
 type laterRefusalError struct{ refused *Error }
 
 func (e *laterRefusalError) Error() string {
@@ -140,19 +140,52 @@ func (c *Client) call(ctx context.Context, id, method, path string, body, answer
 			return err
 		}
 		if ctx.Err() != nil {
-			return &noAnswerError{fmt.Errorf("%w; last: %s", context.Cause(ctx), err.Error())}
+			return &noAnswerError{fmt.Errorf("%w; last: %s", ended(ctx), err.Error())}
 		}
 		wait := max(after, pause/2+time.Duration(mathrand.Int64N(int64(pause/2)+1)))
 		c.log.DebugContext(ctx, "assent: request repeated", "method", method, "path", path, "after", wait, "error", err)
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return &noAnswerError{fmt.Errorf("%w; last: %s", context.Cause(ctx), err.Error())}
+		if !sleep(ctx, wait) {
+			return &noAnswerError{fmt.Errorf("%w; last: %s", ended(ctx), err.Error())}
 		}
 		pause = min(2*pause, maxPause)
 	}
+}
+
+// ask is call for what is answered with the transaction.
+func (c *Client) ask(ctx context.Context, id, method, path string, body any) (*Transaction, error) {
+	t := &Transaction{}
+	if err := c.call(ctx, id, method, path, body, t); err != nil {
+		return nil, err
+	}
+	if t.ID != id {
+		return nil, errStrange
+	}
+	return t, nil
+}
+
+// errStrange: an answer with status 200 does not name the transaction that it is to be about.
+var errStrange = errors.New("assent: the answer is not a coordinator's")
+
+// sleep reports whether the time has passed before the context ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// ended is the end of a context, with its cause in words alone: that may be the refusal or
+// abort of another request (errgroup), which says nothing of this one.
+func ended(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if cause == err { //nolint:errorlint // the very same
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, cause.Error())
 }
 
 // try makes one request, at each node that may be well. after is the least pause before it
@@ -176,9 +209,11 @@ func (c *Client) try(ctx context.Context, r *discovery.Request, answer any) (aft
 	refusal := refusalOf(got.Status, got.Body)
 	switch {
 	case got.Status == http.StatusTooManyRequests, got.Status >= 500 && refusal.Reason != "INTERNAL", refusal.Reason == "STEP_PENDING":
-		if seconds, err := strconv.Atoi(got.Header.Get("Retry-After")); err == nil && seconds > 0 {
-			after = min(time.Duration(seconds)*time.Second, 5*time.Second)
+		after = refusal.retryAfter // of which the header tells whole seconds
+		if seconds, err := strconv.Atoi(got.Header.Get("Retry-After")); err == nil && after <= 0 {
+			after = time.Duration(seconds) * time.Second
 		}
+		after = max(0, min(after, 5*time.Second))
 		if got.Status == http.StatusServiceUnavailable || got.Status == http.StatusGatewayTimeout {
 			after = min(after, unreadyPause) // who was asked has waited for a leader already
 		}
@@ -190,6 +225,9 @@ func (c *Client) try(ctx context.Context, r *discovery.Request, answer any) (aft
 // foreignReason begins the reason of a refusal that does not come from a coordinator: a
 // proxy's, say. It tells nothing of what was done before.
 const foreignReason = "HTTP_"
+
+// errorDomain is that of a coordinator's reasons (google.rpc.ErrorInfo).
+const errorDomain = "assent"
 
 // definite reports whether the request was refused by who would know if it had been done.
 func (e *Error) definite() bool { return e.ours() && e.Status < http.StatusInternalServerError }
@@ -204,13 +242,13 @@ func (e *Error) untaken() bool {
 }
 
 // ofLaterTry reports whether a refusal says nothing of an earlier try: see
-// laterRefusalError.
+// laterRefusalError. Those that come from the transaction's record, or from its id, do.
 func (e *Error) ofLaterTry() bool {
 	switch e.Reason {
-	case ReasonUnknownService, "SERVICE_DRAINING", "CANNOT_EXECUTE", "KEYS_REQUIRED", ReasonAlreadyDecided, "NOT_FOUND", "ID_EXPIRED":
-		return true
+	case ReasonIDConflict, "STEP_CONFLICT", "ALREADY_COMMITTED", "NOT_INTERACTIVE", "ONE_PHASE_PENDING", "COMMIT_ASKED", "INVALID_ID":
+		return false
 	}
-	return false
+	return e.definite()
 }
 
 func (e *Error) ours() bool { return !strings.HasPrefix(e.Reason, foreignReason) }
@@ -221,7 +259,9 @@ func refusalOf(status int, body []byte) *Error {
 		Message string `json:"message"`
 		Details []struct {
 			Reason   string            `json:"reason"`
+			Domain   string            `json:"domain"`
 			Metadata map[string]string `json:"metadata"`
+			Delay    string            `json:"retryDelay"` // google.rpc.RetryInfo
 		} `json:"details"`
 	}
 	e := &Error{Status: status, Reason: foreignReason + strconv.Itoa(status), Message: http.StatusText(status)}
@@ -230,9 +270,12 @@ func refusalOf(status int, body []byte) *Error {
 	}
 	e.Message = s.Message
 	for _, d := range s.Details {
-		if d.Reason != "" {
+		if d.Reason != "" && d.Domain == errorDomain {
 			e.Reason, e.Hint, e.Details = d.Reason, d.Metadata["hint"], d.Metadata
 			delete(e.Details, "hint")
+		}
+		if delay, err := time.ParseDuration(d.Delay); err == nil {
+			e.retryAfter = delay
 		}
 	}
 	return e
@@ -282,25 +325,23 @@ func (t *Transaction) err() error {
 	return e
 }
 
-// Get tells the state of a transaction. Without a record of it, or with one that is
-// forgotten by now, the error is an *Error with the reason NOT_FOUND.
+// Get tells the state of a transaction. Without a record of it the error is an *Error, with
+// the reason NOT_FOUND if it has never begun, and ID_EXPIRED if it is too old to say: a
+// record that was there is forgotten by now.
 func (c *Client) Get(ctx context.Context, id string) (*Transaction, error) {
-	t := &Transaction{}
-	return t, c.call(ctx, id, http.MethodGet, "/v1/transactions/"+url.PathEscape(id), nil, t)
+	return c.ask(ctx, id, http.MethodGet, "/v1/transactions/"+url.PathEscape(id), nil)
 }
 
 // Rollback aborts a transaction that is not decided, and makes sure that one which never
 // arrived never begins. A transaction that is committed answers an *Error with the reason
 // ALREADY_COMMITTED.
 func (c *Client) Rollback(ctx context.Context, id string) (*Transaction, error) {
-	t := &Transaction{}
-	return t, c.call(ctx, id, http.MethodPost, "/v1/transactions/"+url.PathEscape(id)+"/rollback", nil, t)
+	return c.ask(ctx, id, http.MethodPost, "/v1/transactions/"+url.PathEscape(id)+"/rollback", nil)
 }
 
 // unknown is the error for a transaction that may have been committed.
 func unknown(id string, err error) error {
-	var refused *Error
-	if errors.As(err, &refused) {
+	if refused, ok := err.(*Error); ok { //nolint:errorlint // as call returns it
 		if refused.definite() && refused.Status != http.StatusTooManyRequests && refused.Reason != "ID_EXPIRED" {
 			return err
 		}

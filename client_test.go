@@ -33,21 +33,33 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // coordinator is a real one, with two ledgers, behind a server of the test's.
 func coordinator(t *testing.T) string {
 	t.Helper()
-	n := node.New(node.Config{Name: "n1", Shard: shard.DefaultConfig()}, rmhttp.New(rmhttp.Config{}), nil)
+	return coordinatorWith(t, shard.DefaultConfig(), server.Limits{})[0]
+}
+
+// coordinatorWith is one with settings of its own, and a server for each of the limits.
+func coordinatorWith(t *testing.T, cfg shard.Config, limits ...server.Limits) (urls []string) {
+	t.Helper()
+	n := node.New(node.Config{Name: "n1", Shard: cfg}, rmhttp.New(rmhttp.Config{}), nil)
 	log, err := replog.Open(replog.Config{Dir: t.TempDir(), NodeID: "n1", Machines: []replog.Machine{n.Machine(0)}, OnFatal: func(err error) { panic(err) }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := cluster.New(cluster.Config{})
-	reg := prometheus.NewRegistry()
-	api, err := server.New(server.Config{Coordinator: c, Registerer: reg, Gatherer: reg})
-	if err != nil {
-		t.Fatal(err)
+	var closers []func()
+	for _, l := range limits {
+		reg := prometheus.NewRegistry()
+		api, err := server.New(server.Config{Coordinator: c, Registerer: reg, Gatherer: reg, Limits: l})
+		if err != nil {
+			t.Fatal(err)
+		}
+		web := httptest.NewServer(api.Handler())
+		urls = append(urls, web.URL)
+		closers = append(closers, web.Close, api.Close)
 	}
-	web := httptest.NewServer(api.Handler())
 	t.Cleanup(func() {
-		web.Close()
-		api.Close()
+		for _, end := range closers {
+			end()
+		}
 		if err := log.Close(); err != nil {
 			t.Error(err)
 		}
@@ -66,14 +78,14 @@ func coordinator(t *testing.T) string {
 			err = l.Serve("127.0.0.1:0")
 		}
 		if err == nil {
-			err = l.Register(ctx, web.URL)
+			err = l.Register(ctx, urls[0])
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = l.Close() })
 	}
-	return web.URL
+	return urls
 }
 
 // rough is a network that breaks before and after requests took effect.
@@ -563,5 +575,33 @@ func TestCommitRefusedByAProxy(t *testing.T) {
 	var proxy *assent.Error
 	if errors.As(err, &proxy) && proxy.Permanent() {
 		t.Errorf("a proxy's word is taken for permanent: %v", proxy)
+	}
+}
+
+// TestRollbackEndsWithTheContext: a context that has ended leaves the rollback a second.
+func TestRollbackEndsWithTheContext(t *testing.T) {
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	c := client(t, coordinator(t), roundTripper(func(req *http.Request) (*http.Response, error) {
+		if strings.HasSuffix(req.URL.Path, ":begin") {
+			return transport.RoundTrip(req)
+		}
+		<-req.Context().Done() // it has gone
+		return nil, req.Context().Err()
+	}))
+	for try := 1; ; try++ {
+		ctx, cancel := context.WithCancel(t.Context())
+		begin := time.Now()
+		err := c.Run(ctx, func(context.Context, *assent.Tx) error { cancel(); return nil })
+		took := time.Since(begin)
+		if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if took < 4*time.Second { // a rollback has 5 s otherwise
+			return
+		}
+		if try == 5 { // a machine that stands still does not do so five times
+			t.Fatalf("Run returned %v after its context had ended", took)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -146,5 +147,80 @@ func TestManyOperationsOfOneBranch(t *testing.T) {
 	}, assent.WithTimeout(20*time.Second), assent.WithTries(1))
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestEnlistUnanswered: a service that did not join, for all that it knows, is not in what
+// its caller commits without it.
+func TestEnlistUnanswered(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	served := false
+	join := participant.Middleware{Enlist: func(ctx context.Context, id string) error {
+		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond) // it is not worth a longer wait
+		defer cancel()
+		_, err := c.Enlist(ctx, id, "point", assent.StepOperation{Operation: assent.Operation{
+			Service: "bank-b", Payload: posting("point", 2, 5), Locks: []assent.Lock{assent.Exclusive("accounts/2")},
+		}})
+		return err
+	}}
+	web := httptest.NewServer(join.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served = true })))
+	t.Cleanup(web.Close)
+	holds, release := make(chan struct{}), make(chan struct{})
+	var holder sync.WaitGroup
+	holder.Go(func() {
+		if err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+			if err := tx.Lock(ctx, assent.Exclusive("accounts/2").Of("bank-b")); err != nil {
+				return err
+			}
+			close(holds)
+			<-release
+			return nil
+		}, assent.WithTries(1)); err != nil {
+			t.Error(err)
+		}
+	})
+	<-holds
+	time.Sleep(2 * time.Millisecond) // the holder is older
+	err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+		defer close(release)
+		if err := tx.Defer(ctx, "bank-a", posting("debit", 1, -5), assent.Exclusive("accounts/1")); err != nil {
+			return err
+		}
+		if err := call(ctx, t, web.URL, tx.ID()); err == nil || !strings.HasPrefix(err.Error(), "503 ") {
+			t.Errorf("the service: %v", err)
+		}
+		return nil // without the point, then
+	}, assent.WithTries(1))
+	holder.Wait()
+	if b := balance(t, c, "bank-b", 2); err == nil && b != 100 || served {
+		t.Errorf("who could not join has taken part: balance %d, served %v", b, served)
+	}
+}
+
+// TestRunVictimBesideAnothersAbort: the function's own error holds the abort of another
+// transaction, and this one gave way to an elder: it is tried again.
+func TestRunVictimBesideAnothersAbort(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	tries := 0
+	err := c.Run(t.Context(), func(ctx context.Context, elder *assent.Tx) error {
+		time.Sleep(2 * time.Millisecond) // the ages differ
+		return c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+			if tries++; tries > 1 {
+				return nil
+			}
+			if err := tx.Lock(ctx, assent.Exclusive("k").Of("bank-a")); err != nil {
+				return err
+			}
+			if err := elder.Lock(ctx, assent.Exclusive("k").Of("bank-a")); err != nil { // tx gives way
+				return err
+			}
+			_, err := c.Submit(ctx, assent.Submission{Operations: []assent.Operation{{
+				Service: "bank-b", Payload: posting("no", 1, -500), Locks: []assent.Lock{assent.Exclusive("accounts/1")},
+			}}})
+			return fmt.Errorf("a transaction besides: %w", err) // VOTED_NO
+		})
+	})
+	if err != nil || tries != 2 {
+		t.Errorf("%v after %d tries", err, tries)
 	}
 }

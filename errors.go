@@ -1,9 +1,9 @@
 package assent
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
+	"time"
 )
 
 // Reasons of aborts and refusals that callers may want to tell apart; docs/API.md has
@@ -78,6 +78,8 @@ type Error struct {
 	Message string
 	Hint    string            // what to do about it; may be empty
 	Details map[string]string // field, limit and the like; may be nil
+
+	retryAfter time.Duration
 }
 
 // Error implements error.
@@ -95,11 +97,20 @@ func (e *Error) Permanent() bool {
 	return e.definite() && e.Status != http.StatusTooManyRequests && e.Reason != "STEP_PENDING"
 }
 
-// aborted returns the abort of a transaction in an error chain.
+// aborted returns the abort of a transaction in an error chain, wherever it stands there.
 func aborted(err error, id string) *AbortedError {
-	var a *AbortedError
-	if errors.As(err, &a) && a.ID == id {
+	if a, ok := err.(*AbortedError); ok && a.ID == id { //nolint:errorlint // the chain is walked below
 		return a
+	}
+	switch e := err.(type) { //nolint:errorlint // likewise
+	case interface{ Unwrap() error }:
+		return aborted(e.Unwrap(), id)
+	case interface{ Unwrap() []error }:
+		for _, one := range e.Unwrap() {
+			if a := aborted(one, id); a != nil {
+				return a
+			}
+		}
 	}
 	return nil
 }

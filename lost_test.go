@@ -7,12 +7,15 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/assent-tx/assent"
+	"github.com/assent-tx/assent/internal/server"
+	"github.com/assent-tx/assent/internal/shard"
 )
 
 // lostThen forwards the first request to a path, loses its answer, and gives the next ones
@@ -116,7 +119,7 @@ func TestRefusalAfterALostTry(t *testing.T) {
 // later one is refused: the submission is told as committed.
 func TestLostTryThatCommitted(t *testing.T) {
 	url := coordinator(t)
-	refusal := `{"code":9,"message":"service \"bank-a\" is being removed","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"SERVICE_DRAINING"}]}`
+	refusal := `{"code":9,"message":"service \"bank-a\" is being removed","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"SERVICE_DRAINING","domain":"assent"}]}`
 	refusals := 0
 	network := lostThen(t, "/transactions", func(w http.ResponseWriter) {
 		refusals++
@@ -161,5 +164,197 @@ func TestStrangersAnswers(t *testing.T) {
 				t.Errorf("%v, balance %d", err, a)
 			}
 		})
+	}
+}
+
+// TestStrangersTransactions: nor does it pass for a transaction that has begun or was
+// committed.
+func TestStrangersTransactions(t *testing.T) {
+	for name, body := range map[string]string{
+		"empty":     `{}`,
+		"null":      `null`,
+		"another":   `{"id":"x","state":"committed"}`,
+		"no id":     `{"state":"committed"}`,
+		"no answer": ``,
+	} {
+		t.Run(name, func(t *testing.T) {
+			url := coordinator(t)
+			transport := &http.Transport{}
+			defer transport.CloseIdleConnections()
+			stranger := func(path string) *assent.Client {
+				return client(t, url, roundTripper(func(req *http.Request) (*http.Response, error) {
+					if !strings.HasSuffix(req.URL.Path, path) {
+						return transport.RoundTrip(req)
+					}
+					w := httptest.NewRecorder()
+					_, _ = io.WriteString(w, body)
+					return w.Result(), nil
+				}))
+			}
+			op := assent.Operation{Service: "bank-a", Payload: posting("u1", 1, -5), Locks: []assent.Lock{assent.Exclusive("accounts/1")}}
+			work := func(ctx context.Context, tx *assent.Tx) error {
+				return tx.Defer(ctx, op.Service, op.Payload, op.Locks...)
+			}
+			if err := stranger(":begin").Run(t.Context(), work); err == nil {
+				t.Error("begun")
+			}
+			var u *assent.UnknownOutcomeError
+			if err := stranger("/commit").Run(t.Context(), work); !errors.As(err, &u) {
+				t.Fatalf("commit: %v", err)
+			}
+			if _, err := stranger("/transactions").Submit(t.Context(), assent.Submission{Operations: []assent.Operation{op}}); !errors.As(err, &u) {
+				t.Errorf("submit: %v", err)
+			}
+			if got, err := stranger("/"+u.ID).Get(t.Context(), u.ID); err == nil {
+				t.Errorf("get: %+v", got)
+			}
+			if got, err := stranger("/rollback").Rollback(t.Context(), u.ID); err == nil {
+				t.Errorf("rollback: %+v", got)
+			}
+		})
+	}
+}
+
+// TestUndecidedAnswers: what is answered as not decided is asked again with pauses.
+func TestUndecidedAnswers(t *testing.T) {
+	var n atomic.Int64
+	id := assent.NewID()
+	c := client(t, "http://127.0.0.1:1", roundTripper(func(*http.Request) (*http.Response, error) {
+		n.Add(1)
+		w := httptest.NewRecorder()
+		_, _ = io.WriteString(w, `{"id":"`+id+`","state":"preparing"}`)
+		return w.Result(), nil
+	}))
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	_, err := c.Submit(ctx, assent.Submission{ID: id, Operations: []assent.Operation{{Service: "a", Payload: 1}}})
+	var u *assent.UnknownOutcomeError
+	if !errors.As(err, &u) || n.Load() < 2 || n.Load() > 10 { // 10, 20, 40 ms and so on
+		t.Errorf("%d requests: %v", n.Load(), err)
+	}
+}
+
+// TestCauseOfAnother: a context ends with the refusal or the abort of another request, as
+// errgroup has it, and the answer to this one is lost: those are not told of it.
+func TestCauseOfAnother(t *testing.T) {
+	url := coordinator(t)
+	for name, cause := range map[string]error{
+		"refusal": &assent.Error{Status: 400, Reason: assent.ReasonUnknownService, Message: "of another request"},
+		"abort":   &assent.AbortedError{ID: assent.NewID(), Reason: assent.ReasonDeadlock, Message: "of another transaction"},
+	} {
+		for _, how := range []string{"submit", "run"} {
+			t.Run(name+"/"+how, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				transport := &http.Transport{}
+				defer transport.CloseIdleConnections()
+				c := client(t, url, roundTripper(func(req *http.Request) (*http.Response, error) {
+					resp, err := transport.RoundTrip(req)
+					if !strings.HasSuffix(req.URL.Path, "/commit") && req.URL.Path != "/v1/transactions" {
+						return resp, err
+					}
+					if err == nil { // committed, that is
+						_, _ = io.Copy(io.Discard, resp.Body)
+						_ = resp.Body.Close()
+					}
+					cancel(cause)
+					return nil, errBroken
+				}))
+				id := assent.NewID()
+				op := assent.Operation{Service: "bank-a", Payload: posting(name+how, 1, -5), Locks: []assent.Lock{assent.Exclusive("accounts/1")}}
+				var err error
+				if how == "submit" {
+					_, err = c.Submit(ctx, assent.Submission{ID: id, Operations: []assent.Operation{op}})
+				} else {
+					err = c.Run(ctx, func(ctx context.Context, tx *assent.Tx) error {
+						id = tx.ID()
+						return tx.Defer(ctx, op.Service, op.Payload, op.Locks...)
+					})
+				}
+				if state, err := client(t, url, nil).Get(t.Context(), id); err != nil || !state.Committed() {
+					t.Fatal(state, err)
+				}
+				var refused *assent.Error
+				var aborted *assent.AbortedError
+				var unknown *assent.UnknownOutcomeError
+				if !errors.As(err, &unknown) || unknown.ID != id || errors.As(err, &refused) || errors.As(err, &aborted) || !errors.Is(err, context.Canceled) {
+					t.Errorf("a commit is told as %T: %v", err, err)
+				}
+				if !strings.Contains(err.Error(), "of another") {
+					t.Errorf("the cause is not told: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// TestRefusalOfAnotherDomain: a gateway refuses in the shape that coordinators do, after a
+// try whose answer was lost.
+func TestRefusalOfAnotherDomain(t *testing.T) {
+	for _, path := range []string{"/commit", "/transactions"} {
+		url := coordinator(t)
+		c := client(t, url, lostThen(t, path, func(w http.ResponseWriter) {
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, `{"code":7,"message":"quota exceeded","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"RATE_LIMIT_EXCEEDED","domain":"example.com"}]}`)
+		}))
+		id := assent.NewID()
+		op := assent.Operation{Service: "bank-a", Payload: posting("once", 1, -5), Locks: []assent.Lock{assent.Exclusive("accounts/1")}}
+		var err error
+		if path == "/commit" {
+			err = c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+				id = tx.ID()
+				return tx.Defer(ctx, op.Service, op.Payload, op.Locks...)
+			})
+		} else {
+			_, err = c.Submit(t.Context(), assent.Submission{ID: id, Operations: []assent.Operation{op}})
+		}
+		if state, err := client(t, url, nil).Get(t.Context(), id); err != nil || !state.Committed() {
+			t.Fatal(path, state, err)
+		}
+		var u *assent.UnknownOutcomeError
+		if !errors.As(err, &u) {
+			t.Errorf("%s: a commit is told as %T: %v", path, err, err)
+		}
+	}
+}
+
+// TestLaterRefusalByALimit: the next try meets a node with a lower limit, in a rolling
+// restart, say.
+func TestLaterRefusalByALimit(t *testing.T) {
+	urls := coordinatorWith(t, shard.DefaultConfig(), server.Limits{}, server.Limits{MaxRequestBytes: 150})
+	second, err := url.Parse(urls[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	var tries atomic.Int64
+	c := client(t, urls[0], roundTripper(func(req *http.Request) (*http.Response, error) {
+		if !strings.HasSuffix(req.URL.Path, "/transactions") {
+			return transport.RoundTrip(req)
+		}
+		if tries.Add(1) > 1 {
+			req = req.Clone(req.Context())
+			req.URL.Host, req.Host = second.Host, second.Host
+			return transport.RoundTrip(req)
+		}
+		resp, err := transport.RoundTrip(req)
+		if err == nil {
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+		}
+		return nil, errBroken
+	}))
+	id := assent.NewID()
+	got, err := c.Submit(t.Context(), assent.Submission{ID: id, Operations: []assent.Operation{{
+		Service: "bank-a", Payload: posting("once", 1, -5), Locks: []assent.Lock{assent.Exclusive("accounts/1")},
+	}}})
+	state, getErr := client(t, urls[0], nil).Get(t.Context(), id)
+	if getErr != nil || tries.Load() < 2 {
+		t.Fatal(tries.Load(), getErr)
+	}
+	var u *assent.UnknownOutcomeError
+	if state.Committed() && !errors.As(err, &u) && (err != nil || !got.Committed()) {
+		t.Errorf("it is %s, and told as %T: %v", state.State, err, err)
 	}
 }

@@ -78,10 +78,10 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 	if s.Completed {
 		body.Wait = "completed"
 	}
-	for {
-		t := &Transaction{}
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		t, err := c.ask(ctx, body.ID, http.MethodPost, "/v1/transactions", body)
 		var later *laterRefusalError
-		switch err := c.call(ctx, body.ID, http.MethodPost, "/v1/transactions", body, t); {
+		switch {
 		case errors.As(err, &later):
 			// The earlier try is decided by a rollback: one that never began never will.
 			rolled, err := c.Rollback(ctx, body.ID)
@@ -93,7 +93,11 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 				}
 				return rolled, rolled.err()
 			case errors.As(err, &refused) && refused.Reason == "ALREADY_COMMITTED":
-				continue // its record answers
+				if t, err := c.Get(ctx, body.ID); err == nil && (t.State == "committed" || t.Committed() && !s.Completed) {
+					return t, nil
+				}
+				sleep(ctx, pause)
+				continue // until its record answers
 			case err == nil:
 				err = fmt.Errorf("it is %s: %w", rolled.State, later)
 			case refused != nil:
@@ -107,7 +111,8 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 		case t.State == "committed", t.Committed() && !s.Completed:
 			return t, nil
 		case ctx.Err() != nil:
-			return t, unknown(body.ID, fmt.Errorf("it is %s: %w", t.State, context.Cause(ctx)))
+			return t, unknown(body.ID, fmt.Errorf("it is %s: %w", t.State, ended(ctx)))
 		}
+		sleep(ctx, pause)
 	}
 }

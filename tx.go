@@ -35,9 +35,10 @@ func WithTries(n int) Option { return func(o *options) { o.tries = n } }
 const (
 	defaultIdle  = 10 * time.Second
 	defaultTries = 10
-	// rollbackPatience is what the rollback of a failed try may take; the coordinator ends
-	// it by itself otherwise.
+	// rollbackPatience is what the rollback of a failed try may take, and lateRollback what
+	// it may once the context has ended; the coordinator ends it by itself otherwise.
 	rollbackPatience = 5 * time.Second
+	lateRollback     = time.Second
 )
 
 // Run runs f as a transaction and commits it. If f returns an error, or panics, the
@@ -45,7 +46,8 @@ const (
 //
 // It is also rolled back, whatever f returns, if a step of it ended without an answer,
 // because its context had ended: such a step may be taken yet. Another transaction that f
-// runs inside waits for the locks of this one until a timeout.
+// runs inside waits for the locks of this one until a timeout. A rollback may take a second
+// after ctx has ended.
 //
 // A transaction that is a deadlock's victim or gives way to an older one, waits too long for
 // a lock or in too long a queue, or meets a conflict at a participant or a loss of what that
@@ -73,11 +75,7 @@ func (c *Client) Run(ctx context.Context, f func(ctx context.Context, tx *Tx) er
 		}
 		retryOf = tx.id
 		// Whoever was in the way needs a moment; eldest first does the rest.
-		timer := time.NewTimer(time.Duration(mathrand.Int64N(int64(time.Duration(min(try, 5)) * 5 * time.Millisecond))))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, time.Duration(mathrand.Int64N(int64(time.Duration(min(try, 5))*5*time.Millisecond)))) {
 			return err
 		}
 	}
@@ -116,11 +114,10 @@ func (c *Client) begin(ctx context.Context, retryOf string, o *options) (*Tx, er
 	if retryOf != "" {
 		body["retry_of"] = retryOf
 	}
-	t := &Transaction{}
-	if err := c.call(ctx, id, http.MethodPost, "/v1/transactions:begin", body, t); err != nil {
+	if _, err := c.ask(ctx, id, http.MethodPost, "/v1/transactions:begin", body); err != nil {
 		return nil, err
 	}
-	return &Tx{c: c, id: t.ID}, nil
+	return &Tx{c: c, id: id}, nil
 }
 
 // run runs f and commits.
@@ -151,7 +148,7 @@ func (tx *Tx) run(ctx context.Context, f func(context.Context, *Tx) error, beat 
 		return fmt.Errorf("assent: transaction %s is rolled back, since nobody knows whether a step of it was taken: %w", tx.id, err)
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("assent: transaction %s is rolled back: %w", tx.id, context.Cause(ctx))
+		return fmt.Errorf("assent: transaction %s is rolled back: %w", tx.id, ended(ctx))
 	}
 	return tx.commit(ctx)
 }
@@ -165,8 +162,7 @@ func (tx *Tx) heartbeats(ctx context.Context, every time.Duration) {
 		case <-ctx.Done():
 			return
 		}
-		t := &Transaction{}
-		if err := tx.c.call(ctx, tx.id, http.MethodPost, tx.path("/heartbeat"), nil, t); err == nil && t.Aborted() {
+		if t, err := tx.c.ask(ctx, tx.id, http.MethodPost, tx.path("/heartbeat"), nil); err == nil && t.Aborted() {
 			tx.end(t.err())
 			return
 		}
@@ -180,9 +176,10 @@ func (tx *Tx) rollback(ctx context.Context, why error) *AbortedError {
 	if errors.As(why, &unknown) && unknown.ID == tx.id {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackPatience)
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackPatience)
 	defer cancel()
-	t, err := tx.c.Rollback(ctx, tx.id)
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lateRollback, cancel) })()
+	t, err := tx.c.Rollback(within, tx.id)
 	if err != nil {
 		tx.c.log.DebugContext(ctx, "assent: rollback", "transaction", tx.id, "error", err)
 		return nil
@@ -191,9 +188,8 @@ func (tx *Tx) rollback(ctx context.Context, why error) *AbortedError {
 }
 
 func (tx *Tx) commit(ctx context.Context) error {
-	for {
-		t := &Transaction{}
-		switch err := tx.c.call(ctx, tx.id, http.MethodPost, tx.path("/commit"), nil, t); {
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		switch t, err := tx.c.ask(ctx, tx.id, http.MethodPost, tx.path("/commit"), nil); {
 		case err != nil:
 			return unknown(tx.id, err)
 		case t.Committed():
@@ -201,8 +197,9 @@ func (tx *Tx) commit(ctx context.Context) error {
 		case t.Aborted():
 			return t.err()
 		case ctx.Err() != nil:
-			return unknown(tx.id, fmt.Errorf("it is %s: %w", t.State, context.Cause(ctx)))
+			return unknown(tx.id, fmt.Errorf("it is %s: %w", t.State, ended(ctx)))
 		}
+		sleep(ctx, pause)
 	}
 }
 
@@ -321,7 +318,9 @@ func (tx *Tx) enlist(ctx context.Context, body any, n int) ([]json.RawMessage, e
 // before your answer does: the client commits after that.
 //
 // It returns an *AbortedError if the transaction is aborted, and an *Error with the reason
-// COMMIT_ASKED or ALREADY_DECIDED if it is too late.
+// COMMIT_ASKED or ALREADY_DECIDED if it is too late. If nobody can say whether the operations
+// were added, since ctx has ended, say, the transaction is rolled back: who does not join must
+// not be in it.
 func (c *Client) Enlist(ctx context.Context, id, key string, ops ...StepOperation) ([]json.RawMessage, error) {
 	if len(ops) == 0 {
 		return nil, nil
@@ -331,7 +330,11 @@ func (c *Client) Enlist(ctx context.Context, id, key string, ops ...StepOperatio
 		Operations []StepOperation `json:"operations"`
 	}{key, ops}
 	tx := &Tx{c: c, id: url.PathEscape(id)}
-	return tx.enlist(ctx, body, len(ops))
+	results, err := tx.enlist(ctx, body, len(ops))
+	if err != nil && tx.unanswered() != nil { // it may be taken yet, and the service says that it has not joined
+		tx.rollback(ctx, err)
+	}
+	return results, err
 }
 
 // Lock locks keys of services, each named with Lock.Of.
@@ -362,7 +365,10 @@ func (tx *Tx) take(ctx context.Context, path string, body, answer any, t *Transa
 		tx.end(err)
 		return err
 	}
-	if t.State != "active" { // or the answer is not a coordinator's
+	if t.ID != tx.id {
+		return tx.left(errStrange)
+	}
+	if t.State != "active" {
 		return tx.left(fmt.Errorf("assent: transaction %s takes no steps any more: it is %q", tx.id, t.State))
 	}
 	return nil
