@@ -62,7 +62,7 @@ type Serve struct {
 	MaxOpenTransactions  int           `group:"transactions" default:"20000" help:"Transactions that have not ended; more are refused."`
 	MaxOperations        int           `group:"transactions" default:"64" help:"Operations of a transaction in one request, or of one step."`
 	MaxKeys              int           `group:"transactions" default:"256" help:"Keys that a transaction in one request, or one step, declares."`
-	MaxKeyWaiters        int           `group:"transactions" default:"1000" help:"Transactions that wait for one key; more are refused."`
+	MaxKeyWaiters        int           `group:"transactions" default:"1000" help:"Transactions that wait for one key; more are refused, unless they are older than those."`
 	MaxLockWait          time.Duration `group:"transactions" default:"0s" help:"Wait for the locks of a one-shot transaction, or of one step, before it is aborted; 0: until its timeout."`
 
 	MaxRequestBytes    Bytes         `group:"requests" default:"1MiB" help:"Size of a request."`

@@ -334,6 +334,19 @@ func (t *Table) Queue(key string) (n int) {
 	return n
 }
 
+// Elders counts those that wait at a node and are older than a claim of this age.
+func (t *Table) Elders(key string, owner txnid.ID, atMs uint64) (n int) {
+	if at := t.nodes[key]; at != nil {
+		c := &claim{owner: owner, atMs: atMs}
+		for s := at.queue.head; s != nil; s = s.next {
+			if s.claim.elder(c) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // InUse reports whether somebody holds a node, or waits for it; of a service, any of its keys.
 func (t *Table) InUse(key string) bool { return t.nodes[key] != nil }
 

@@ -685,6 +685,7 @@ func TestTooManyWaiters(t *testing.T) {
 					}
 				}()
 			}
+			s.tick() // older ones are taken in
 			near := begin(there)
 			_, err := s.node.Enlist(t.Context(), near, lock)
 			wantCode(t, err, reason.TooManyWaiters)

@@ -373,7 +373,7 @@ func (s *Shard) asked(m *Message) {
 		return
 	}
 	// One that was submitted as a whole and gave way queues again, unseen by its client.
-	if key, waiting := s.overfull(m.ID, m.Needs); waiting > 0 && !(c != nil && c.Whole) {
+	if key, waiting := s.overfull(m.ID, m.AgeMs, m.Needs); waiting > 0 && !(c != nil && c.Whole) {
 		text := strconv.Itoa(waiting) + " transactions wait for the lock of " + strconv.Quote(key) + ": slow down, or declare finer keys"
 		s.send(Message{Kind: MessageRefused, To: m.From, ID: m.ID, Request: m.Request, Service: lock.Service(key), Text: text})
 		return

@@ -493,6 +493,57 @@ func TestHolderAtAFullQueue(t *testing.T) {
 	})
 }
 
+// Nor does who is older than those in the queue: outside it nobody would give way to it,
+// and if it holds what the key's holder waits for, all of them would stand still.
+func TestElderAtAFullQueue(t *testing.T) {
+	t.Run("at home", func(t *testing.T) {
+		d := leads(t, 1)
+		d.s.cfg.MaxKeyWaiters = 1
+		elder, holder, waiter, youngest := homedID(0, 1, 1), homedID(0, 1, 2), homedID(0, 1, 3), homedID(0, 1, 4)
+		for i, id := range []txnid.ID{elder, holder, waiter, youngest} {
+			d.open(Token(i+1), id, 600_000)
+		}
+		d.enlist(5, &txn.Enlist{ID: holder, Step: 1, Locks: exclusive("s/a")})
+		d.enlist(6, &txn.Enlist{ID: waiter, Step: 1, Locks: exclusive("s/a")})
+		d.all()
+		d.enlist(7, &txn.Enlist{ID: youngest, Step: 1, Locks: exclusive("s/a")})
+		if r := d.answered(7); r == nil || r.Err == nil || r.Err.Code != reason.TooManyWaiters {
+			t.Errorf("who is younger than those in the queue: %+v", r)
+		}
+		d.enlist(8, &txn.Enlist{ID: elder, Step: 1, Locks: exclusive("s/a")})
+		d.all()
+		if r := d.answered(8); r == nil || r.Err != nil {
+			t.Errorf("the eldest: %+v", r)
+		}
+		if a := d.s.State().Get(holder).Abort; a == nil || a.Reason != reason.Wounded {
+			t.Errorf("the holder has not given way: %+v", a)
+		}
+	})
+	t.Run("at another shard", func(t *testing.T) {
+		d := leads(t, 2)
+		d.s.cfg.MaxKeyWaiters = 1
+		ask := func(n byte) {
+			d.s.Step(d.time(), &Message{Kind: MessageAsk, From: 1, ID: homedID(1, 2, n), Request: 1, AgeMs: uint64(n), Needs: exclusive("s/a")})
+			for _, m := range d.s.Ready().Messages {
+				if refused := m.Kind == MessageRefused; refused != (n == 4) {
+					t.Errorf("%d: %+v", n, m)
+				}
+			}
+			d.act()
+			d.all()
+		}
+		for _, n := range []byte{2, 3, 4, 1} {
+			ask(n)
+		}
+		if c := d.s.State().ForeignClaim(homedID(1, 2, 2)); c == nil || !c.Asked {
+			t.Errorf("the holder is not asked to give way: %+v", c)
+		}
+		if d.s.State().ForeignClaim(homedID(1, 2, 4)) != nil {
+			t.Error("who is younger than those in the queue is in it")
+		}
+	})
+}
+
 // What ends a transaction is taken also where as many requests wait as may: they wait for
 // it (FAILURES.md L1).
 func TestCommitAtFullWaitingRoom(t *testing.T) {

@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"math"
 	"slices"
 
 	"github.com/assent-tx/assent/internal/lock"
@@ -133,7 +134,11 @@ func (s *Shard) fullQueue(id txnid.ID, locks []lock.Need) *reason.Error {
 		err.RetryAfterMs = 500
 		return err
 	}
-	if key, waiting := s.overfull(id, locks); waiting > 0 {
+	age := uint64(math.MaxUint64) // a new one is the youngest
+	if t := s.st.Get(id); t != nil {
+		age = t.AgeMs
+	}
+	if key, waiting := s.overfull(id, age, locks); waiting > 0 {
 		err := reason.New(reason.TooManyWaiters, "slow down, declare finer keys, or raise --max-key-waiters", "%d transactions wait for the lock of %q", waiting, key)
 		err.RetryAfterMs = 500
 		return err
@@ -143,13 +148,16 @@ func (s *Shard) fullQueue(id txnid.ID, locks []lock.Need) *reason.Error {
 
 // overfull is a key that the limit of waiters is reached at, and how many wait for it.
 // Those whose records are on their way are not counted. Who holds the key already goes
-// ahead of those: the queue gets no shorter without.
-func (s *Shard) overfull(id txnid.ID, locks []lock.Need) (key string, waiting int) {
+// ahead of those: the queue gets no shorter without. So does who is older than they are:
+// outside the queue it makes nobody give way, and whoever waits for what it holds waits in a
+// cycle that nothing finds.
+func (s *Shard) overfull(id txnid.ID, ageMs uint64, locks []lock.Need) (key string, waiting int) {
 	if s.st.LockWaiters() < s.cfg.MaxKeyWaiters {
 		return "", 0
 	}
 	for _, n := range locks {
-		if waiting := s.st.LockQueue(n.Key); waiting >= s.cfg.MaxKeyWaiters && !s.st.HoldsLock(id, n.Key) {
+		waiting := s.st.LockQueue(n.Key)
+		if waiting >= s.cfg.MaxKeyWaiters && !s.st.HoldsLock(id, n.Key) && s.st.LockElders(n.Key, id, ageMs) >= s.cfg.MaxKeyWaiters {
 			return n.Key, waiting
 		}
 	}

@@ -39,7 +39,7 @@ type Config struct {
 	Incarnation   uint32
 
 	MaxOpenTransactions   int    // not ended; more are refused
-	MaxKeyWaiters         int    // transactions that wait for one key; more are refused
+	MaxKeyWaiters         int    // transactions that wait for one key; more are refused, unless they are older
 	MaxLockWaitUs         int64  // of a one-shot transaction's locks, or of one step's, before it is aborted; 0: no limit but its timeout
 	MaxWaitingRequests    int    // requests that wait for an answer; as many besides of those that end transactions
 	MaxAppendsInFlight    int    // entries proposed and not yet applied

@@ -377,6 +377,11 @@ func (s *State) Locks(from string, limit int, match func(key string, waiters int
 // LockQueue counts the transactions that wait for one node.
 func (s *State) LockQueue(key string) int { return s.locks.Queue(key) }
 
+// LockElders counts the transactions that wait for one node and are older than this one.
+func (s *State) LockElders(key string, id txnid.ID, ageMs uint64) int {
+	return s.locks.Elders(key, id, ageMs)
+}
+
 // LockInUse reports whether somebody holds or waits for a key of a service here.
 func (s *State) LockInUse(service string) bool { return s.locks.InUse(service) }
 
