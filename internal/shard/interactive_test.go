@@ -1,6 +1,9 @@
 package shard
 
 import (
+	"bytes"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/assent-tx/assent/internal/lock"
@@ -424,6 +427,32 @@ func TestExecuteOfManySteps(t *testing.T) {
 	next := d.calls(&CallDone{ID: id, Phase: PhaseExecute, Attempt: first[0].Attempt, Term: 1, Answer: Executed, Results: [][]byte{[]byte(`1`)}, Execution: "x"})
 	if n := len(next[0].Operations); n > 64 {
 		t.Errorf("one execute asks for %d operations, which participants refuse for ever", n)
+	}
+}
+
+// What operations return is kept while their transaction is open: up to a limit.
+func TestResultsOfManySteps(t *testing.T) {
+	d := leads(t, 1)
+	id := homedID(0, 1, 1)
+	d.open(1, id, 600_000)
+	half := append(append([]byte{'"'}, bytes.Repeat([]byte("x"), maxStepResultBytes/2-2)...), '"')
+	step := func(n uint32, result []byte) {
+		d.enlist(Token(10+n), &txn.Enlist{
+			ID: id, Step: n, Branches: []txn.EnlistBranch{{Service: "s", Generation: 1}},
+			Ops: []txn.EnlistOp{{Payload: []byte(`1`), Now: true}}, Locks: exclusive("s/a"),
+		})
+		c := d.allCalls(1)[0]
+		d.step(&CallDone{ID: id, Phase: PhaseExecute, Attempt: c.Attempt, Term: 1, Answer: Executed, Results: [][]byte{result}, Execution: "x"})
+		d.all()
+	}
+	step(1, half)
+	step(2, half)
+	if r := d.answered(12); r == nil || r.Err != nil || len(r.View.StepResults[0]) != len(half) {
+		t.Fatalf("as much as may be: %+v", r)
+	}
+	step(3, []byte(`1`))
+	if a := d.s.State().Get(id).Abort; a == nil || a.Reason != reason.ExecuteRefused || a.Service != "s" || !strings.Contains(a.Message, strconv.Itoa(maxStepResultBytes)) {
+		t.Errorf("more: %+v", a)
 	}
 }
 

@@ -170,9 +170,10 @@ type run struct {
 	waiters    []waiter
 
 	// Of an interactive transaction.
-	touchedUs int64     // the client was heard, or an answer to it was given up
-	idleUs    int64     // when its silence is looked at next
-	held      []*Enlist // steps that wait until the one before them has its locks
+	touchedUs   int64     // the client was heard, or an answer to it was given up
+	idleUs      int64     // when its silence is looked at next
+	held        []*Enlist // steps that wait until the one before them has its locks
+	resultBytes int       // of stepResults, all branches
 
 	parts map[uint32]*part // what it has at other shards
 }

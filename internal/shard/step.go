@@ -317,6 +317,17 @@ func (s *Shard) fillExecute(c *Call, rec *txn.Branch, b *branchRun) {
 	c.Opened = (b.inherited > 0 || b.executed > 0) && !mutant.On("execute-as-if-new")
 }
 
+// maxStepResultBytes bounds what the operations of a transaction return before its commit:
+// the leader keeps it as long as the transaction is open. As many are its payloads.
+const maxStepResultBytes = 16 << 20
+
+func size(results [][]byte) (bytes int) {
+	for _, result := range results {
+		bytes += len(result)
+	}
+	return bytes
+}
+
 // executed takes the answer to an execute.
 func (s *Shard) executed(r *run, i int, ev *CallDone) {
 	if r.t.Status != txn.Active || r.deciding {
@@ -330,6 +341,8 @@ func (s *Shard) executed(r *run, i int, ev *CallDone) {
 	case ev.Answer == Conflict:
 		abort.Reason = reason.ExecuteConflict
 	case ev.Answer == Refused:
+	case r.resultBytes+size(ev.Results) > maxStepResultBytes:
+		abort.Message = "its operations have returned more than " + strconv.Itoa(maxStepResultBytes) + " bytes"
 	case ev.Answer != Executed || len(ev.Results) != b.asked-b.executed:
 		s.retryLater(r, i, "answered execute with "+ev.Answer.String()+" and "+strconv.Itoa(len(ev.Results))+" results")
 		return
@@ -337,6 +350,7 @@ func (s *Shard) executed(r *run, i int, ev *CallDone) {
 		b.digest = digest(b.digest, b.executed, rec.Executed[b.executed:b.asked])
 		b.executed, b.execution = b.asked, ev.Execution
 		b.stepResults = append(b.stepResults, ev.Results...)
+		r.resultBytes += size(ev.Results)
 		s.settleWaiters(r)
 		s.execute(r, i)
 		return
