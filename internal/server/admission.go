@@ -14,7 +14,12 @@ type work uint8
 const (
 	query      work = iota // and everything else that ends or explains what exists
 	submission             // new work: refused first
+	step                   // more of what has begun
 )
+
+// smallBytes is a body that is taken whatever the others hold, unless it is new work: many
+// wait for just such a step of another transaction.
+const smallBytes = 4 << 10
 
 // admission bounds what is being worked on, over both protocols.
 type admission struct {
@@ -39,9 +44,10 @@ func (a *admission) enter(w work, bytes int64) (leave func(), err error) {
 			a.submissions.Add(-1)
 		}
 	}
-	limit := int64(a.limits.MaxRequestsInFlight)
+	limit, heldLimit := int64(a.limits.MaxRequestsInFlight), a.limits.MaxRequestBytesInFlight
 	if w != submission {
 		limit += max(limit/8, 1)
+		heldLimit += heldLimit / 8
 	}
 	switch {
 	case w == submission && a.draining.Load():
@@ -50,7 +56,7 @@ func (a *admission) enter(w work, bytes int64) (leave func(), err error) {
 		err = notReady
 	case requests > limit:
 		err = reason.New(reason.Overloaded, "try again later, with fewer requests at a time", "%d requests are being worked on", requests-1)
-	case w == submission && held > a.limits.MaxRequestBytesInFlight:
+	case w != query && held > heldLimit && (w == submission || bytes > smallBytes):
 		err = reason.New(reason.Overloaded, "try again later", "the bodies of unanswered requests hold %d bytes", held-bytes)
 	}
 	if err != nil {

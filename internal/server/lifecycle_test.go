@@ -235,6 +235,23 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 	if w := ask(t, s, "POST", "/v1/transactions", someBody); w.Code != 429 {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
+	for _, kind := range []work{submission, step, query} { // others hold what may be held, and an eighth
+		for _, bytes := range []int64{1, smallBytes + 1} {
+			s.admission.bytes.Store(s.limits.MaxRequestBytesInFlight * 9 / 8)
+			leave, err := s.admission.enter(kind, bytes)
+			if refused := kind == submission || kind == step && bytes > smallBytes; (err != nil) != refused {
+				t.Errorf("work of kind %d and %d bytes: %v", kind, bytes, err)
+			}
+			if err == nil {
+				leave()
+			}
+			s.admission.bytes.Store(0)
+		}
+	}
+	begun := fmt.Sprintf(`{"step":1,"operations":[{"service":"a","payload":%q}]}`, strings.Repeat("x", 2*smallBytes))
+	if w := ask(t, s, "POST", "/v1/transactions/"+someID+"/operations", begun); w.Code != 429 {
+		t.Errorf("a large step: %d %s", w.Code, w.Body)
+	}
 	if held := s.admission.bytes.Load(); held != 0 {
 		t.Errorf("%d bytes stay counted", held)
 	}

@@ -28,7 +28,7 @@ type Limits struct {
 
 	MaxConnections          int   // per listener; further ones wait to be accepted
 	MaxRequestsInFlight     int   // over both protocols; then submissions are refused, other requests at 1/8 more
-	MaxRequestBytesInFlight int64 // bodies of requests that are not answered; then submissions are refused
+	MaxRequestBytesInFlight int64 // bodies of requests that are not answered; then submissions are refused, larger steps at 1/8 more
 }
 
 // DefaultLimits are the documented limits; `assent serve` takes those of connections and of

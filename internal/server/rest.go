@@ -38,8 +38,8 @@ type request struct {
 var routes = []route{
 	{name: "SubmitTransaction", method: http.MethodPost, pattern: "/v1/transactions", work: submission, serve: submitTransaction},
 	{name: "BeginTransaction", method: http.MethodPost, pattern: "/v1/transactions:begin", work: submission, serve: beginTransaction},
-	{name: "EnlistOperations", method: http.MethodPost, pattern: "/v1/transactions/{id}/operations", serve: enlistOperations},
-	{name: "AcquireLocks", method: http.MethodPost, pattern: "/v1/transactions/{id}/locks", serve: acquireLocks},
+	{name: "EnlistOperations", method: http.MethodPost, pattern: "/v1/transactions/{id}/operations", work: step, serve: enlistOperations},
+	{name: "AcquireLocks", method: http.MethodPost, pattern: "/v1/transactions/{id}/locks", work: step, serve: acquireLocks},
 	{name: "CommitTransaction", method: http.MethodPost, pattern: "/v1/transactions/{id}/commit", serve: commitTransaction},
 	{name: "HeartbeatTransaction", method: http.MethodPost, pattern: "/v1/transactions/{id}/heartbeat", serve: heartbeatTransaction},
 	{
