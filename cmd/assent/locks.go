@@ -78,7 +78,7 @@ func locksText(out io.Writer, list *server.LockList) {
 	}
 	_ = w.Flush() // into memory
 	if list.NextPageToken != "" {
-		fmt.Fprintf(out, "\nmore: --page-token %s\n", plain(list.NextPageToken))
+		fmt.Fprintf(out, "\nmore: --page-token %s\n", shellWord(list.NextPageToken))
 	}
 }
 

@@ -128,6 +128,7 @@ func TestCommands(t *testing.T) {
 		{name: "submit as JSON", args: `txn submit --op a=1 -o json`, answer: answer{200, committedTx}, out: []string{committedTx}},
 		{name: "get", args: `txn get ` + someID, answer: answer{200, abortedTx}, request: `GET /v1/transactions/` + someID, out: []string{"refused", "VOTED_NO"}},
 		{name: "get, not found", args: `txn get ` + someID, answer: answer{404, refusedBy("NOT_FOUND", "")}, code: 4, out: []string{"NOT_FOUND"}},
+		{name: "locks", args: "locks --page-size 7", answer: answer{200, `{"locks":[{"service":"a","key":"k"}],"next_page_token":"a/it's $x 2"}`}, request: "GET /v1/locks?page_size=7", out: []string{`--page-token 'a/it'\''s $x 2'`}},
 		{name: "list", args: `txn list --state in_doubt --service a --page-size 7 --page-token x`, answer: answer{200, `{"transactions":[` + abortedTx + `],"next_page_token":"y"}`}, request: `GET /v1/transactions?page_size=7&page_token=x&service=a&state=in_doubt`, out: []string{someID, "--page-token y"}},
 		{name: "list nothing", args: `txn list`, answer: answer{200, `{"transactions":[]}`}, out: []string{"no such transactions"}},
 		{name: "rollback", args: `txn rollback ` + someID, answer: answer{200, abortedTx}, request: `POST /v1/transactions/` + someID + `/rollback`, out: []string{"aborting"}},

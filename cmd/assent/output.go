@@ -46,6 +46,18 @@ func plain(s string) string {
 	return s
 }
 
+// shellWord is a text as one word of a shell's command line.
+func shellWord(s string) string {
+	for _, c := range s {
+		switch {
+		case c < 0x80 && (unicode.IsLetter(c) || unicode.IsDigit(c)), strings.ContainsRune("-_./:@%+=,", c):
+		default:
+			return "'" + strings.ReplaceAll(plain(s), "'", `'\''`) + "'"
+		}
+	}
+	return s
+}
+
 func servicePath(name string) string { return "/v1/services/" + url.PathEscape(name) }
 
 func transactionPath(id string) string { return "/v1/transactions/" + url.PathEscape(id) }

@@ -240,7 +240,7 @@ func transactionsText(out io.Writer, list *server.TransactionList) {
 	}
 	_ = w.Flush() // into memory
 	if list.NextPageToken != "" {
-		fmt.Fprintf(out, "\nmore: --page-token %s\n", list.NextPageToken)
+		fmt.Fprintf(out, "\nmore: --page-token %s\n", shellWord(list.NextPageToken))
 	}
 }
 
