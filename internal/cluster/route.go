@@ -79,11 +79,8 @@ func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, re
 			answer, err = remote[Q, A](ctx, c, shard, leader, name, request)
 		}
 		again, unsure := mayHelp(err)
-		var refused *reason.Error
-		if !again && taken && errors.As(err, &refused) && node.FromRegistry(refused.Code) { // which says nothing of the earlier try
-			unknown := reason.New(reason.OutcomeUnknown, "send the same request again: it is executed once", "%s; an earlier try of the request has no answer", refused.Message)
-			unknown.RetryAfterMs = 200
-			return answer, unknown
+		if !again && taken {
+			err = afterLostTry(name, err)
 		}
 		if !again {
 			if leader != c.self.Member {
@@ -109,6 +106,28 @@ func at[Q, A any](ctx context.Context, c *Cluster, shard uint32, name string, re
 		}
 		timer.Stop()
 	}
+}
+
+// afterLostTry is what to tell of a refusal when an earlier try of the request has no answer:
+// a client takes a refusal for the word that nothing was changed. Those that come from the
+// transaction's record, or from its id, hold for that try, too; others say nothing of it.
+func afterLostTry(name string, err error) error {
+	var refused *reason.Error
+	if !errors.As(err, &refused) {
+		return err
+	}
+	switch name {
+	case "submit", "begin", "enlist", "commit", "rollback", "resolve", "put-service", "delete-service":
+	default: // it changes nothing, or whoever asks looks at what there is
+		return err
+	}
+	switch refused.Code {
+	case reason.InvalidID, reason.IDConflict, reason.StepConflict, reason.NotInteractive, reason.CommitAsked, reason.AlreadyCommitted, reason.OnePhasePending:
+		return err
+	}
+	unknown := reason.New(reason.OutcomeUnknown, "send the same request again: it is executed once", "%s; an earlier try of the request has no answer", refused.Message)
+	unknown.RetryAfterMs = 200
+	return unknown
 }
 
 // mayHelp reports whether a request is worth repeating, and whether it may have been

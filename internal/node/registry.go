@@ -154,9 +154,9 @@ func (reg *registry) is(services, prints []string) bool {
 	return true
 }
 
-// FromRegistry reports whether a refusal says how a service is registered: from an outdated
+// fromRegistry reports whether a refusal says how a service is registered: from an outdated
 // copy it is no answer, since who reads it does not try again.
-func FromRegistry(code reason.Code) bool {
+func fromRegistry(code reason.Code) bool {
 	switch code {
 	case reason.UnknownService, reason.ServiceDraining, reason.CannotExecute, reason.KeysRequired:
 		return true
@@ -176,7 +176,7 @@ func (n *Node) withRegistry(ctx context.Context, services func() []string, reque
 		followed := func(reg *registry) bool { return reg != used }
 		switch {
 		case refused == errOutdated:
-		case refused != nil && FromRegistry(refused.Code):
+		case refused != nil && fromRegistry(refused.Code):
 			names := services()
 			prints, err := n.Registrations(ctx, names)
 			if err != nil && n.cfg.Peers != nil && !n.runners[0].health().Leading {
