@@ -131,8 +131,8 @@ func (c *Client) call(ctx context.Context, id, method, path string, body, answer
 		after, err := c.try(ctx, r, answer)
 		var refused *Error
 		if errors.As(err, &refused) {
-			if after < 0 && method != http.MethodGet && refused.ofLaterTry() && (taken || r.MaybeTaken()) {
-				return &laterRefusalError{refused}
+			if after < 0 && method != http.MethodGet && (taken || r.MaybeTaken()) {
+				return ofLaterTry(err)
 			}
 			taken = taken || !refused.definite() && !refused.untaken()
 		}
@@ -241,14 +241,19 @@ func (e *Error) untaken() bool {
 	return false
 }
 
-// ofLaterTry reports whether a refusal says nothing of an earlier try: see
-// laterRefusalError. Those that come from the transaction's record, or from its id, do.
-func (e *Error) ofLaterTry() bool {
-	switch e.Reason {
-	case ReasonIDConflict, "STEP_CONFLICT", "ALREADY_COMMITTED", "NOT_INTERACTIVE", "ONE_PHASE_PENDING", "COMMIT_ASKED", "INVALID_ID":
-		return false
+// ofLaterTry is what to tell of a refusal if an earlier try may have been taken, of which it
+// says nothing: see laterRefusalError. Those that come from the transaction's record, or from
+// its id, do.
+func ofLaterTry(err error) error {
+	var refused *Error
+	if !errors.As(err, &refused) || !refused.definite() {
+		return err
 	}
-	return e.definite()
+	switch refused.Reason {
+	case ReasonIDConflict, "STEP_CONFLICT", "ALREADY_COMMITTED", "NOT_INTERACTIVE", "ONE_PHASE_PENDING", "COMMIT_ASKED", "INVALID_ID":
+		return err
+	}
+	return &laterRefusalError{refused}
 }
 
 func (e *Error) ours() bool { return !strings.HasPrefix(e.Reason, foreignReason) }
@@ -341,6 +346,9 @@ func (c *Client) Rollback(ctx context.Context, id string) (*Transaction, error) 
 
 // unknown is the error for a transaction that may have been committed.
 func unknown(id string, err error) error {
+	if _, ok := err.(*unsentError); ok { //nolint:errorlint // as call returns it
+		return err
+	}
 	if refused, ok := err.(*Error); ok { //nolint:errorlint // as call returns it
 		if refused.definite() && refused.Status != http.StatusTooManyRequests && refused.Reason != "ID_EXPIRED" {
 			return err

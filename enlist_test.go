@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -150,50 +151,117 @@ func TestManyOperationsOfOneBranch(t *testing.T) {
 	}
 }
 
-// TestEnlistUnanswered: a service that did not join, for all that it knows, is not in what
-// its caller commits without it.
-func TestEnlistUnanswered(t *testing.T) {
-	c := client(t, coordinator(t), nil)
-	served := false
-	join := participant.Middleware{Enlist: func(ctx context.Context, id string) error {
-		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond) // it is not worth a longer wait
-		defer cancel()
-		_, err := c.Enlist(ctx, id, "point", assent.StepOperation{Operation: assent.Operation{
-			Service: "bank-b", Payload: posting("point", 2, 5), Locks: []assent.Lock{assent.Exclusive("accounts/2")},
-		}})
-		return err
-	}}
-	web := httptest.NewServer(join.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served = true })))
-	t.Cleanup(web.Close)
-	holds, release := make(chan struct{}), make(chan struct{})
+// holding runs do while an older transaction holds accounts/2 of bank-b; do may end that.
+func holding(t *testing.T, c *assent.Client, do func(release func())) {
+	t.Helper()
+	holds, released := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	release := func() { once.Do(func() { close(released) }) }
+	defer release()
 	var holder sync.WaitGroup
+	defer holder.Wait()
+	failed := make(chan error, 1)
 	holder.Go(func() {
-		if err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+		failed <- c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
 			if err := tx.Lock(ctx, assent.Exclusive("accounts/2").Of("bank-b")); err != nil {
 				return err
 			}
 			close(holds)
-			<-release
+			<-released
 			return nil
-		}, assent.WithTries(1)); err != nil {
-			t.Error(err)
+		}, assent.WithTries(1))
+	})
+	select {
+	case <-holds:
+	case err := <-failed:
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Millisecond) // it is older
+	do(release)
+	release()
+	if err := <-failed; err != nil {
+		t.Error(err)
+	}
+}
+
+// joining is a service that adds a point to account 2 of bank-b, within a time if there is one.
+func joining(t *testing.T, c *assent.Client, within time.Duration) (web *httptest.Server, served *atomic.Int64) {
+	t.Helper()
+	served = new(atomic.Int64)
+	join := participant.Middleware{Enlist: func(ctx context.Context, id string) error {
+		if within > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, within)
+			defer cancel()
+		}
+		_, err := c.Enlist(ctx, id, "point", assent.StepOperation{Operation: assent.Operation{
+			Service: "bank-b", Payload: posting(id, 2, 5), Locks: []assent.Lock{assent.Exclusive("accounts/2")},
+		}})
+		return err
+	}}
+	web = httptest.NewServer(join.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served.Add(1) })))
+	t.Cleanup(web.Close)
+	return web, served
+}
+
+// TestEnlistUnanswered: a service that did not join, for all that it knows, is not in what
+// its caller commits without it.
+func TestEnlistUnanswered(t *testing.T) {
+	url := coordinator(t)
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	var rolledBack atomic.Bool
+	c := client(t, url, roundTripper(func(req *http.Request) (*http.Response, error) {
+		resp, err := transport.RoundTrip(req)
+		if strings.HasSuffix(req.URL.Path, "/rollback") && err == nil && resp.StatusCode == http.StatusOK {
+			rolledBack.Store(true)
+		}
+		return resp, err
+	}))
+	web, served := joining(t, c, 100*time.Millisecond)
+	for try := 1; !rolledBack.Load(); try++ { // which is given up after a second, where the machine stands still
+		if try > 5 {
+			t.Fatal("nothing was rolled back")
+		}
+		holding(t, c, func(release func()) {
+			err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+				defer release()
+				if err := tx.Defer(ctx, "bank-a", posting(tx.ID(), 1, -5), assent.Exclusive("accounts/1")); err != nil {
+					return err
+				}
+				if err := call(ctx, t, web.URL, tx.ID()); err == nil || !strings.HasPrefix(err.Error(), "503 ") {
+					t.Errorf("the service: %v", err)
+				}
+				return nil // without the point, then
+			}, assent.WithTries(1))
+			if rolledBack.Load() && err == nil || served.Load() > 0 {
+				t.Errorf("who could not join has taken part: %v, served %d times", err, served.Load())
+			}
+		})
+	}
+}
+
+// TestEnlistAgain: who calls the service gives up and calls again, as clients do that time
+// each try: the transaction takes it in, once.
+func TestEnlistAgain(t *testing.T) {
+	c := client(t, coordinator(t), nil)
+	web, served := joining(t, c, 0)
+	holding(t, c, func(release func()) {
+		err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
+			hasty, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			defer cancel()
+			if err := call(hasty, t, web.URL, tx.ID()); err == nil {
+				t.Error("it joined while its key was held")
+			}
+			release()
+			return call(ctx, t, web.URL, tx.ID())
+		}, assent.WithTries(1))
+		if err != nil || served.Load() != 1 {
+			t.Errorf("%v, served %d times", err, served.Load())
 		}
 	})
-	<-holds
-	time.Sleep(2 * time.Millisecond) // the holder is older
-	err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
-		defer close(release)
-		if err := tx.Defer(ctx, "bank-a", posting("debit", 1, -5), assent.Exclusive("accounts/1")); err != nil {
-			return err
-		}
-		if err := call(ctx, t, web.URL, tx.ID()); err == nil || !strings.HasPrefix(err.Error(), "503 ") {
-			t.Errorf("the service: %v", err)
-		}
-		return nil // without the point, then
-	}, assent.WithTries(1))
-	holder.Wait()
-	if b := balance(t, c, "bank-b", 2); err == nil && b != 100 || served {
-		t.Errorf("who could not join has taken part: balance %d, served %v", b, served)
+	if b := balance(t, c, "bank-b", 2); b != 105 {
+		t.Errorf("balance %d", b)
 	}
 }
 

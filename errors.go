@@ -56,8 +56,8 @@ func (e *AbortedError) Retryable() bool {
 func (e *AbortedError) Permanent() bool { return true }
 
 // UnknownOutcomeError: the transaction may have been committed or not, and nobody could
-// say before the context ended. Get tells later; sending the same submission again is
-// safe, too.
+// say before the context ended; or what answered was no coordinator, or spoke of a later try
+// only. Get tells later; sending the same submission again is safe, too.
 type UnknownOutcomeError struct {
 	ID  string
 	Err error // what happened last

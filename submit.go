@@ -59,9 +59,9 @@ type Submission struct {
 }
 
 // Submit runs a transaction as a whole. It returns the committed transaction, an
-// *AbortedError with the aborted one, an *UnknownOutcomeError if ctx ends before anybody
-// can say, or an *Error if the coordinator refuses it. If the answer of an earlier try was
-// lost, a refusal is made certain by a rollback: the id is used up then.
+// *AbortedError with the aborted one, an *UnknownOutcomeError if nobody can say, or an *Error
+// if the coordinator refuses it. If the answer of an earlier try was lost, a refusal is made
+// certain by a rollback: the id is used up then.
 func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error) {
 	body := struct {
 		ID         string      `json:"id"`
@@ -78,8 +78,13 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 	if s.Completed {
 		body.Wait = "completed"
 	}
+	taken := false
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
 		t, err := c.ask(ctx, body.ID, http.MethodPost, "/v1/transactions", body)
+		if taken {
+			err = ofLaterTry(err)
+		}
+		taken = taken || err == nil
 		var later *laterRefusalError
 		switch {
 		case errors.As(err, &later):
@@ -96,7 +101,9 @@ func (c *Client) Submit(ctx context.Context, s Submission) (*Transaction, error)
 				if t, err := c.Get(ctx, body.ID); err == nil && (t.State == "committed" || t.Committed() && !s.Completed) {
 					return t, nil
 				}
-				sleep(ctx, pause)
+				if taken = true; !sleep(ctx, pause) {
+					return nil, unknown(body.ID, fmt.Errorf("it is committed: %w", ended(ctx)))
+				}
 				continue // until its record answers
 			case err == nil:
 				err = fmt.Errorf("it is %s: %w", rolled.State, later)

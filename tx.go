@@ -115,6 +115,10 @@ func (c *Client) begin(ctx context.Context, retryOf string, o *options) (*Tx, er
 		body["retry_of"] = retryOf
 	}
 	if _, err := c.ask(ctx, id, http.MethodPost, "/v1/transactions:begin", body); err != nil {
+		var later *laterRefusalError
+		if errors.As(err, &later) { // what may have begun has no steps, and ends by itself
+			return nil, later.refused
+		}
 		return nil, err
 	}
 	return &Tx{c: c, id: id}, nil
@@ -188,8 +192,14 @@ func (tx *Tx) rollback(ctx context.Context, why error) *AbortedError {
 }
 
 func (tx *Tx) commit(ctx context.Context) error {
+	taken := false
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		switch t, err := tx.c.ask(ctx, tx.id, http.MethodPost, tx.path("/commit"), nil); {
+		t, err := tx.c.ask(ctx, tx.id, http.MethodPost, tx.path("/commit"), nil)
+		if taken {
+			err = ofLaterTry(err)
+		}
+		taken = true
+		switch {
 		case err != nil:
 			return unknown(tx.id, err)
 		case t.Committed():
@@ -319,8 +329,10 @@ func (tx *Tx) enlist(ctx context.Context, body any, n int) ([]json.RawMessage, e
 //
 // It returns an *AbortedError if the transaction is aborted, and an *Error with the reason
 // COMMIT_ASKED or ALREADY_DECIDED if it is too late. If nobody can say whether the operations
-// were added, since ctx has ended, say, the transaction is rolled back: who does not join must
-// not be in it.
+// were added, since the deadline of ctx has passed, say, the transaction is rolled back, as
+// far as the coordinator is reached within a second: who says that it has not joined must not
+// be in it. A ctx that was cancelled is that of a request whose caller has gone and may ask
+// again with the same key: then nothing is rolled back.
 func (c *Client) Enlist(ctx context.Context, id, key string, ops ...StepOperation) ([]json.RawMessage, error) {
 	if len(ops) == 0 {
 		return nil, nil
@@ -331,7 +343,7 @@ func (c *Client) Enlist(ctx context.Context, id, key string, ops ...StepOperatio
 	}{key, ops}
 	tx := &Tx{c: c, id: url.PathEscape(id)}
 	results, err := tx.enlist(ctx, body, len(ops))
-	if err != nil && tx.unanswered() != nil { // it may be taken yet, and the service says that it has not joined
+	if err != nil && tx.unanswered() != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		tx.rollback(ctx, err)
 	}
 	return results, err

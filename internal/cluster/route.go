@@ -117,8 +117,8 @@ func afterLostTry(name string, err error) error {
 		return err
 	}
 	switch name {
-	case "submit", "begin", "enlist", "commit", "rollback", "resolve", "put-service", "delete-service":
-	default: // it changes nothing, or whoever asks looks at what there is
+	case "submit", "begin", "enlist", "commit", "rollback", "resolve", "put-service", "delete-service", "treat-member":
+	default: // it changes nothing, or is a part of a request that looks at what there is
 		return err
 	}
 	switch refused.Code {

@@ -17,8 +17,9 @@ const (
 	step                   // more of what has begun
 )
 
-// smallBytes is a body that is taken whatever the others hold, unless it is new work: many
-// wait for just such a step of another transaction.
+// smallBytes is a body that is taken whatever the others hold, unless it is new work: what
+// they wait for is mostly such a step of another transaction. One of unknown length counts
+// as the largest.
 const smallBytes = 4 << 10
 
 // admission bounds what is being worked on, over both protocols.
