@@ -53,7 +53,7 @@ func TestTransactionTravels(t *testing.T) {
 		fmt.Fprint(w, get(r.Context(), last.URL, ""))
 	})))
 	t.Cleanup(between.Close)
-	tx, other := id(1), id(2)
+	tx, other := floorID(1)[:35]+"a", id(2) // with a letter, to be spelled otherwise
 	ctx, err := participant.ContextWithTransaction(t.Context(), tx)
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func TestTransactionTravels(t *testing.T) {
 }
 
 func TestMiddleware(t *testing.T) {
-	tx := id(1)
+	tx := floorID(1)[:35] + "a" // with a letter, to be spelled otherwise
 	var joined []string
 	var fails error
 	h := participant.Middleware{Enlist: func(ctx context.Context, transaction string) error {

@@ -269,6 +269,7 @@ func TestInteractiveIdle(t *testing.T) {
 	const idle, beat = time.Second, 300 * time.Millisecond
 	dead := s.begin(node.Beginning{IdleTimeout: idle})
 	s.step(dead.ID, 1, listOp("a", "append", "x", 1, node.Exclusive, true))
+	s.tick()
 	next := s.begin(node.Beginning{IdleTimeout: idle * 4 / 5}) // waits longer than it may be silent
 	if r := s.step(next.ID, 1, listOp("a", "append", "x", 2, node.Exclusive, true)); r.State != "active" {
 		t.Fatalf("the next: %+v", r)

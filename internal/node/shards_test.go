@@ -177,6 +177,7 @@ func TestShardsPartitions(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	whole := s.begin(node.Beginning{})
+	s.tick()
 	if r, err := s.node.Submit(ctx, node.Submission{ID: idAt(0), Timeout: 200 * time.Millisecond, Operations: []node.Operation{{Service: "wide", Payload: []byte("1")}}}); err != nil || r.Abort == nil || r.Abort.Reason != reason.LockTimeout {
 		t.Errorf("a lock on the whole service beside its keys: %+v, %v", r, err)
 	}

@@ -48,6 +48,7 @@ type Config struct {
 	// ElectionTimeoutMs is how long a voter waits for a leader before it stands;
 	// up to twice that (random). A lone voter stands at once. Default 500.
 	ElectionTimeoutMs int
+	still             bool // of tests: a lone voter waits that long, too
 	// AppendStallMs: an append or vote not on disk after that time ends the
 	// process. Default 10,000.
 	AppendStallMs int

@@ -37,11 +37,17 @@ func killed(t *testing.T, large, small int) (dir string, want []string) {
 
 func copyDir(t *testing.T, from string) string {
 	t.Helper()
-	to := filepath.Join(t.TempDir(), "copy")
-	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
-		t.Fatal(err)
+	for {
+		to := filepath.Join(t.TempDir(), "copy")
+		err := os.CopyFS(to, os.DirFS(from))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the database of a log that runs has just removed an old file
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return to
 	}
-	return to
 }
 
 // theFile returns the one file that matches, or the last of several.
@@ -84,7 +90,7 @@ func nonceOf(t *testing.T, dir string) (nonce [nonceBytes]byte) {
 func opens(t *testing.T, dir string) (last uint64, err error) {
 	t.Helper()
 	cfg := config(dir, newRecorder())
-	cfg.ElectionTimeoutMs = 600_000
+	cfg.ElectionTimeoutMs, cfg.still = 600_000, true // it appends nothing by itself
 	cfg.OnFatal = func(error) {}
 	l, err := Open(cfg)
 	if err != nil {
@@ -273,8 +279,7 @@ func TestFlippedByteRefusesToStart(t *testing.T) {
 		if last, err := opens(t, torn); err != nil || last != full-1 {
 			t.Errorf("cut at %d: %d entries, %v, want %d", cut, last, err, full-1)
 		}
-		// The first start may have been elected by then, and have appended that.
-		if last, err := opens(t, torn); err != nil || last != full-1 && last != full {
+		if last, err := opens(t, torn); err != nil || last != full-1 {
 			t.Errorf("cut at %d, second start: %d entries, %v, want %d", cut, last, err, full-1)
 		}
 	}
@@ -283,10 +288,15 @@ func TestFlippedByteRefusesToStart(t *testing.T) {
 // A write-ahead file whose very first record is torn must not stop a later start.
 func TestTornFirstRecord(t *testing.T) {
 	live := made(t, 5)
+	floor, err := os.ReadFile(filepath.Join(live, floorName))
+	if err != nil {
+		t.Fatal(err)
+	}
 	l := open(t, config(live, newRecorder())) // a fresh write-ahead file
 	lead(t, l.Group(0))
 	mustPropose(t, l.Group(0), "lost")
 	dir := copyDir(t, live)
+	write(t, filepath.Join(dir, floorName), floor) // it is raised in the background: the power failed before
 	had := l.Group(0).Stats().LastIndex
 	closeLog(t, l)
 	name := theFile(t, dir, dbName+"/*.log")

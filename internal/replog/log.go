@@ -381,7 +381,9 @@ func (l *Log) startRaft(g *group) (err error) {
 		}
 		return fmt.Errorf("shard %d: %w", g.shard, err)
 	}
-	g.standIfAlone()
+	if !l.cfg.still {
+		g.standIfAlone()
+	}
 	return nil
 }
 
