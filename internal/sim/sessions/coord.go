@@ -120,6 +120,9 @@ func (c *coord) start() {
 	cfg.Node, cfg.Cluster, cfg.Incarnation = "sim", [16]byte{1}, 1
 	cfg.MaxAppendsInFlight = 1 + w.rng.IntN(3)
 	cfg.OverlapCommands = 2 * (cfg.MaxAppendsInFlight - 1)
+	if w.opt.KeyWaiters > 0 {
+		cfg.MaxKeyWaiters = w.opt.KeyWaiters
+	}
 	cfg.HashCheckIntervalUs, cfg.HashCheckEntries = 200_000, 10
 	c.sh = shard.New(cfg)
 	c.life++

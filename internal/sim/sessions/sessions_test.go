@@ -94,6 +94,20 @@ func TestMoves(t *testing.T) {
 	}
 }
 
+// TestShortQueues: nor does anybody where hardly one may wait for a key: whoever is refused
+// asks again outside the queue.
+func TestShortQueues(t *testing.T) {
+	for seed := range uint64(max(30, *seeds/5)) {
+		r, err := Run(seed, Options{Transactions: 200, Clients: 12, Services: 2, Keys: 2, KeyWaiters: 1 + int(seed%3)})
+		if err != nil || len(r.Anomalies) > 0 || len(r.Replay) > 0 || len(r.Locks) > 0 {
+			t.Fatal(seed, err, r.Anomalies, r.Replay, r.Locks)
+		}
+		if r.TimedOut+r.Expired > 0 || r.Committed == 0 {
+			t.Errorf("seed %d: %d waited for a lock until their timeout, %d in vain for a place in a queue, %d committed", seed, r.TimedOut, r.Expired, r.Committed)
+		}
+	}
+}
+
 // TestDeaths: where only shards die, whoever waits goes on soon: what one shard has asked
 // of another is asked again. Hardly anybody waits until the timeout; that takes several
 // deaths of the same shard.

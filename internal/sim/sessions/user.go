@@ -382,7 +382,7 @@ func (u *user) aborted(v *shard.View) {
 	u.w.history.End(u.process, check.Aborted, nil)
 	u.w.locks.Ended(u.id.String(), false)
 	switch v.Txn.Abort.Reason {
-	case reason.Deadlock, reason.Wounded, reason.LockTimeout, reason.ExecutionLost, reason.VotedNo, reason.ClientRollback:
+	case reason.Deadlock, reason.Wounded, reason.LockTimeout, reason.TooManyWaiters, reason.ExecutionLost, reason.VotedNo, reason.ClientRollback:
 		if v.Txn.Interactive {
 			u.retryOf = u.id
 		}

@@ -42,6 +42,7 @@ type Options struct {
 	CalmAtUs     int64 // when faults end at the latest; 0: when all work is done
 	LocksOff     bool  // clients lock keys that nobody else uses: a planted bug
 	Trusting     bool  // participants do not look at fencing tokens
+	KeyWaiters   int   // limit of those that wait for a key; 0: the default
 	Moves        bool  // a service is removed and registered anew, with other partitions
 }
 
@@ -55,7 +56,7 @@ type Report struct {
 	Committed, Aborted, Unknown       int
 	Deadlocks, Restarted, Idle        int // victims aborted, one-shot victims restarted, dead clients
 	Lost, Crashes, Repeated, Upgraded int // executions lost, coordinators lost, steps repeated, retries that kept their age
-	TimedOut                          int // waited for a lock until the timeout
+	TimedOut, Expired                 int // waited for a lock until the timeout; reached it otherwise
 	OldTerm                           int // calls that a participant refused
 	Wounded, Yielded, Spread          int // gave way to an elder, at another shard; transactions with locks at several shards
 	Whole                             int // locks asked for of a whole service
@@ -368,6 +369,8 @@ func (w *World) Durable(effects []txn.Effect) {
 			switch e.Txn.Abort.Reason {
 			case "LOCK_TIMEOUT":
 				w.report.TimedOut++
+			case "TIMEOUT":
+				w.report.Expired++
 			case "WOUNDED":
 				w.report.Wounded++
 			case "IDLE_TIMEOUT":
