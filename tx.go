@@ -344,7 +344,7 @@ func (c *Client) Enlist(ctx context.Context, id, key string, ops ...StepOperatio
 	tx := &Tx{c: c, id: url.PathEscape(id)}
 	results, err := tx.enlist(ctx, body, len(ops))
 	if err != nil && tx.unanswered() != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		tx.rollback(ctx, err)
+		_ = tx.rollback(ctx, err) // the service is told err
 	}
 	return results, err
 }
