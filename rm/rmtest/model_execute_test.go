@@ -40,9 +40,7 @@ func (m *model) execute(c *modelCall, key, openKey string, row *modelRow, open *
 			return refuse(executionLost)
 		}
 		if m.bug == "executes before it locks" {
-			m.mu.Unlock()
-			time.Sleep(20 * time.Millisecond) // the work, while duplicates come in
-			m.mu.Lock()
+			m.work(openKey)
 			if m.open[openKey] != nil { // another was faster; the work was done all the same
 				m.open[openKey].markers = append(m.open[openKey].markers, markers(payloads)...)
 				return executed(m.open[openKey].id, m.open[openKey].results)

@@ -23,6 +23,8 @@ type model struct {
 	holds  map[string]int       // durable: reservations by marker
 	below  string               // forgotten_below
 	open   map[string]*modelOpen
+
+	working map[string]chan struct{} // by key: the call that works without the lock
 }
 
 // modelOpen is what a branch has executed; not durable.
@@ -63,7 +65,27 @@ type modelCall struct {
 }
 
 func newModel(bug string) *model {
-	return &model{bug: bug, rows: map[string]*modelRow{}, counts: map[string]int{}, holds: map[string]int{}, open: map[string]*modelOpen{}}
+	return &model{bug: bug, rows: map[string]*modelRow{}, counts: map[string]int{}, holds: map[string]int{}, open: map[string]*modelOpen{}, working: map[string]chan struct{}{}}
+}
+
+// work leaves the lock until a duplicate of the call has come as far, or none comes.
+func (m *model) work(key string) {
+	if first := m.working[key]; first != nil {
+		delete(m.working, key)
+		close(first)
+		return
+	}
+	duplicate := make(chan struct{})
+	m.working[key] = duplicate
+	m.mu.Unlock()
+	select {
+	case <-duplicate:
+	case <-time.After(10 * time.Second):
+	}
+	m.mu.Lock()
+	if m.working[key] == duplicate {
+		delete(m.working, key)
+	}
 }
 
 type modelAnswer struct {
@@ -230,9 +252,7 @@ func (m *model) prepare(c *modelCall, key string, row *modelRow) modelAnswer {
 		}
 	}
 	if m.bug == "checks before it locks" {
-		m.mu.Unlock()
-		time.Sleep(20 * time.Millisecond) // the work, while duplicates come in
-		m.mu.Lock()
+		m.work(key)
 	}
 	if c.Transaction < m.below && m.bug != "ignores forgotten_below" {
 		return vote("no", nil)

@@ -183,6 +183,9 @@ func TestSuiteBites(t *testing.T) {
 			if slices.ContainsFunc(executeCases, func(c conformance) bool { return c.name == want }) {
 				part = executeCases
 			}
+			if strings.HasSuffix(bug, "before it locks") { // other cases have no duplicates, for which it waits
+				part = slices.DeleteFunc(slices.Clone(part), func(c conformance) bool { return c.name != want })
+			}
 			failed := failingOf(t, part, modelTarget(t, bug))
 			if _, ok := failed[want]; !ok {
 				t.Errorf("not caught by %q; caught by: %v", want, failed)
