@@ -78,7 +78,7 @@ kill-postgres: ## MINUTES of killing coordinator, servers, agents and service wh
 	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run KillPostgres -kill.minutes $(MINUTES)
 
 chaos: ## MINUTES of breaking nodes, networks, services and databases of a cluster at random, with an audit every 90 s; CHAOS_SEED repeats an order of faults
-	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run 'TestChaos$$' -chaos.minutes $(MINUTES) $(if $(CHAOS_SEED),-chaos.seed $(CHAOS_SEED))
+	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run 'TestChaos$$' -chaos.minutes $(MINUTES) -chaos.seed $(or $(CHAOS_SEED),0)
 
 failover: ## KILLS of leaders under load: how long nothing commits
 	$(GO) test ./internal/e2e -count=1 -timeout 0 -v -run 'TestFailoverGap$$' -failover.kills $(KILLS)

@@ -18,7 +18,7 @@ import (
 func TestDemo(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, build(t), "demo", "--transfers", "600", "--kills", "2", "--every", "500ms").CombinedOutput()
+	out, err := exec.CommandContext(ctx, build(t), "demo", "--transfers", "800", "--kills", "2", "--every", "500ms").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "audit passed") || strings.Count(string(out), "KILLED") != 2 {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -153,9 +153,15 @@ func TestNoRoom(t *testing.T) {
 		}
 	}
 	load := &ledger.Load{Coordinator: proc.URL, Services: [2]string{"bank-a", "bank-b"}, Accounts: accounts, Clients: 1}
-	runCtx, stop := context.WithTimeout(ctx, 1500*time.Millisecond)
+	runCtx, stop := context.WithCancel(ctx)
 	defer stop()
-	if err := load.Run(runCtx, time.Second); err == nil {
+	done := make(chan error, 1)
+	go func() { done <- load.Run(runCtx, time.Second) }()
+	for load.Retried.Load() == 0 && load.Committed.Load()+load.Aborted.Load() == 0 && ctx.Err() == nil {
+		time.Sleep(2 * time.Millisecond)
+	}
+	stop()
+	if err := <-done; err == nil {
 		t.Fatal("a transfer had an outcome")
 	}
 	if n := load.Committed.Load() + load.Aborted.Load(); n != 0 || load.Retried.Load() == 0 {

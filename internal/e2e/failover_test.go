@@ -86,12 +86,13 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	c, gates := twoBooks(ctx, t, 1)
-	var mu sync.Mutex
-	slow := map[string]time.Duration{"prepare": 700 * time.Millisecond}
-	gates[1].slow = func(phase string) time.Duration {
-		mu.Lock()
-		defer mu.Unlock()
-		return slow[phase]
+	dead := make(chan struct{})
+	over := sync.OnceFunc(func() { close(dead) })
+	defer over()                         // a gate does not close before its calls have ended
+	gates[1].slow = func(phase string) { // until the kill, however long it takes to come to it
+		if phase == "prepare" {
+			<-dead
+		}
 	}
 	a, b := c.bank.places[0], c.bank.places[1]
 	gates = append(gates, c.behindGate(ctx, "bank-c"))
@@ -103,6 +104,7 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 	}
 	var all sync.WaitGroup
 	const heaped, apart = 8, 12
+	const within = 2 * time.Minute // the kill included
 	for i := range heaped + apart {
 		id := assent.NewID()
 		ops := c.bank.transfer(id, a, b, 0)
@@ -111,7 +113,7 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 		}
 		all.Go(func() {
 			at := i
-			o, err := c.caller.submit(ctx, &at, id, ops, time.Minute)
+			o, err := c.caller.submit(ctx, &at, id, ops, within)
 			switch {
 			case err != nil:
 				t.Error(err)
@@ -122,7 +124,6 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 			}
 		})
 	}
-	dead := make(chan struct{})
 	var opened sync.WaitGroup // interactive ones that are where they should be
 	for i := range 4 {
 		opened.Add(1)
@@ -147,7 +148,7 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 				case <-ctx.Done():
 				}
 				return tx.Defer(ctx, ops[1].Service, ops[1].Payload, ops[1].Locks...)
-			}, assent.WithTries(1), assent.WithTimeout(time.Minute), assent.WithIdleTimeout(20*time.Second))
+			}, assent.WithTries(1), assent.WithTimeout(within), assent.WithIdleTimeout(20*time.Second))
 			if err != nil {
 				t.Errorf("interactive transaction %s: %v", last, err)
 				return
@@ -167,11 +168,8 @@ func TestLeaderDeathAbortsNothing(t *testing.T) {
 		}
 	}
 	leader.Kill()
-	close(dead)
+	over()
 	t.Logf("%s was killed with %d transactions that wait for locks and %d in their preparation", leader.Name, waiting, preparing)
-	mu.Lock()
-	slow = nil
-	mu.Unlock()
 	all.Wait()
 	if err := leader.Start(ctx, hashChecks); err != nil {
 		t.Fatal(err)
