@@ -73,7 +73,7 @@ var Table = map[string]Package{
 
 	// Test beds and the demo.
 	"internal/ledger":    {Ring: Edge, Imports: []string{"internal/txnid", "participant"}},
-	"internal/pgtest":    {Ring: Edge},
+	"internal/pgtest":    {Ring: Edge, Imports: []string{"internal/serveproc"}}, // FreeAddress alone
 	"internal/serveproc": {Ring: Edge, Imports: []string{"internal/txnid"}},
 	"internal/e2e":       {Ring: Edge, Imports: []string{".", "internal/check", "internal/check/linear", "internal/check/replay", "internal/ledger", "internal/serveproc", "internal/bench", "internal/pgtest"}},
 	"internal/bench":     {Ring: Edge, Imports: []string{".", "internal/contention", "internal/replog", "internal/serveproc", "internal/txnid"}},

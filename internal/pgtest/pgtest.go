@@ -8,7 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/assent-tx/assent/internal/serveproc"
 )
 
 // Cluster is one server with its data. It listens on a loopback port and a Unix
@@ -62,10 +64,15 @@ func create(settings []string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	port, err := freePort()
+	address, err := serveproc.FreeAddress() // a connection may not take it while the server is down
 	if err != nil {
 		return nil, err
 	}
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port := int(at.Port())
 	// Not the test's own directory: another user must reach it, and a path of a Unix
 	// socket is at most 107 bytes long.
 	dir, err := os.MkdirTemp("", "assent-pg-")
@@ -306,12 +313,4 @@ func unprivileged() (*syscall.Credential, error) {
 		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: true}, nil
 	}
 	return nil, errors.New("this process is root, and there is neither a user postgres nor nobody to run the server as")
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }
