@@ -53,7 +53,7 @@ func aBackup(t *testing.T) []byte {
 func serveBytes(t *testing.T, status int, body []byte) (url string) {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/healthz" {
+		if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {
 			_, _ = w.Write([]byte("{}"))
 			return
 		}

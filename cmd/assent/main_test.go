@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +16,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/assent-tx/assent/internal/serveproc"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,7 +33,8 @@ func assent(t *testing.T, stdin string, args ...string) (code int, out, errText 
 	return code, stdout.String(), stderr.String()
 }
 
-// fakeAPI answers every request with one status and body, and records them.
+// fakeAPI answers every request with one status and body, and records them; not those
+// that a client makes beside its own when an answer takes long.
 type fakeAPI struct {
 	mu       sync.Mutex
 	requests []string // METHOD path?query body
@@ -45,6 +47,9 @@ type answer struct {
 }
 
 func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/readyz" {
+		return
+	}
 	body, _ := io.ReadAll(r.Body)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -280,22 +285,15 @@ func (b *logBuffer) String() string {
 	return b.buf.String()
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 // TestServe runs a real coordinator in this process: it recovers what it knew,
 // refuses a second process on its data and address, and ends when asked to.
 func TestServe(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	for round := range 2 {
-		address := freeAddress(t)
+		address, err := serveproc.FreeAddress()
+		if err != nil {
+			t.Fatal(err)
+		}
 		t.Setenv("ASSENT_URL", "http://"+address)
 		ctx, cancel := context.WithCancel(context.Background())
 		logged := &logBuffer{}
