@@ -266,7 +266,7 @@ func eventuallyClosed(t *testing.T, p *participant.Participant) {
 
 // Work does not count as idle time.
 func TestBusyBranchDoesNotExpire(t *testing.T) {
-	const idle = 300 * time.Millisecond // between two calls it is less
+	const idle = time.Second // between two calls it is less
 	db := openLedger(t, ledgerFile(t))
 	p := start(t, db, func(c *participant.Config) {
 		c.OpenIdle = idle
