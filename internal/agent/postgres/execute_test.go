@@ -147,8 +147,9 @@ func executesReads(t *testing.T, b *bed) {
 // What the server says against a statement refuses the branch, for good.
 func executeRefusals(t *testing.T, b *bed) {
 	dsn := b.database(t)
-	a, db := start(t, dsn, func(c *Config) { c.StatementTimeout = 200 * time.Millisecond }), open(t, dsn)
-	r := a.resource()
+	patient, db := start(t, dsn, nil), open(t, dsn)
+	hasty := start(t, dsn, func(c *Config) { c.StatementTimeout = time.Second })
+	const endless = `{"sql":"SELECT pg_sleep(60)"}`
 	for payload, want := range map[string]struct{ reason, message string }{
 		`1`: {participant.ReasonExecutionRefused, "the payload is not"},
 		op(`{"sql":"UPDATE account SET balance = -1 WHERE id = 1"}`):                    {participant.ReasonExecutionRefused, "23514"},
@@ -157,11 +158,15 @@ func executeRefusals(t *testing.T, b *bed) {
 		op(`{"sql":"COMMIT"}`):                                   {participant.ReasonExecutionRefused, "begins and ends"},
 		op(`{"sql":"SELECT 1; COMMIT"}`):                         {participant.ReasonExecutionRefused, "42601"},
 		op(`{"sql":"SELECT i FROM generate_series(1, 2000) i"}`): {participant.ReasonExecutionRefused, "returns more than"},
-		op(`{"sql":"SELECT pg_sleep(5)"}`):                       {participant.ReasonExecutionConflict, "57014"},
+		op(endless): {participant.ReasonExecutionConflict, "57014"},
 		op(`{"sql":"SELECT set_config('transaction_read_only', 'off', true)"}`, read1, `{"sql":"SELECT 1/0"}`): {participant.ReasonExecutionRefused, ""},
 	} {
 		for _, before := range []bool{false, true} {
-			id, ops := newID(), []string{payload}
+			a, id, ops := patient, newID(), []string{payload}
+			if payload == op(endless) {
+				a = hasty
+			}
+			r := a.resource()
 			if before {
 				ops = []string{op(take5), payload}
 				r.mustExecute(t, executeCall(id, ops[0]), `{"statements":[{"row_count":1}]}`)
@@ -174,8 +179,9 @@ func executeRefusals(t *testing.T, b *bed) {
 			finish(t, a, id, participant.PhaseRollback, participant.OutcomeRolledBack)
 		}
 	}
-	if n := ask[int](t, db, `SELECT balance FROM account WHERE id = 1`); n != 100 || prepared(t, db) != 0 || a.part.OpenBranches() != 0 {
-		t.Errorf("balance %d, %d prepared, %d open", n, prepared(t, db), a.part.OpenBranches())
+	left := patient.part.OpenBranches() + hasty.part.OpenBranches()
+	if n := ask[int](t, db, `SELECT balance FROM account WHERE id = 1`); n != 100 || prepared(t, db) != 0 || left != 0 {
+		t.Errorf("balance %d, %d prepared, %d open", n, prepared(t, db), left)
 	}
 }
 
@@ -269,7 +275,7 @@ func executeAgentRestarts(t *testing.T, b *bed) {
 // themselves.
 func executeLimits(t *testing.T, b *bed) {
 	dsn := b.database(t)
-	const idle = 3 * time.Second // longer than the calls take that find branches open
+	const idle = 10 * time.Second // longer than the calls take that find branches open
 	a := start(t, dsn, func(c *Config) { c.MaxConns, c.MaxOpenBranches, c.OpenIdle = 4, 100, idle })
 	r := a.resource()
 	for i := range 2 {
