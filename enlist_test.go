@@ -145,7 +145,7 @@ func TestManyOperationsOfOneBranch(t *testing.T) {
 			}
 		}
 		return nil
-	}, assent.WithTimeout(20*time.Second), assent.WithTries(1))
+	}, assent.WithTimeout(2*time.Minute), assent.WithTries(1))
 	if err != nil {
 		t.Error(err)
 	}
