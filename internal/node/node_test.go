@@ -59,7 +59,10 @@ func (s *system) open() {
 	if s.tune != nil {
 		s.tune(&cfg)
 	}
-	s.node = node.New(node.Config{Name: "n1", Shards: s.shards, Shard: cfg, Logger: s.logger}, rmhttp.New(rmhttp.Config{}), s.metrics)
+	s.node = node.New(node.Config{
+		Name: "n1", Shards: s.shards, Shard: cfg, Logger: s.logger,
+		DefaultPrepareTimeout: time.Minute, DefaultFinishTimeout: time.Minute, // no try is repeated because it took long
+	}, rmhttp.New(rmhttp.Config{}), s.metrics)
 	var machines []replog.Machine
 	for i := range s.shards {
 		machines = append(machines, s.node.Machine(i))

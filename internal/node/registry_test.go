@@ -179,11 +179,20 @@ func TestRefusedByAnOutdatedCopy(t *testing.T) {
 			if c.drain { // a transaction keeps it from being removed at once, so that the copy says so
 				tx := s.begin(node.Beginning{})
 				s.step(tx.ID, 1, node.StepOperation{Operation: op("f", "other")})
-				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				if r, err := s.node.DeleteService(ctx, "f"); err != nil || r.State != "draining" {
-					t.Fatalf("%+v, %v", r, err)
-				}
+				var removal sync.WaitGroup
+				removal.Go(func() {
+					if r, err := s.node.DeleteService(ctx, "f"); err != nil || r.State != "draining" {
+						t.Errorf("%+v, %v", r, err)
+					}
+				})
+				s.eventually("it drains", func() bool {
+					r, err := s.node.Service(t.Context(), "f")
+					return err == nil && r.State == "draining"
+				})
+				cancel()
+				removal.Wait()
 				keep = s.node.KeepRegistry()
 				if _, err := s.node.Rollback(t.Context(), tx.ID); err != nil {
 					t.Fatal(err)
