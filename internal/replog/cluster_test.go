@@ -119,15 +119,23 @@ type testCluster struct {
 	nodes []*testNode
 }
 
+// patient has a node wait for a leader longer than a slow machine stops.
+func patient(cfg *Config) { cfg.ElectionTimeoutMs = 3000 }
+
 // newTestCluster starts a cluster of founders.
-func newTestCluster(t *testing.T, size int) *testCluster {
+func newTestCluster(t *testing.T, size int, with ...func(*Config)) *testCluster {
 	c := &testCluster{t: t, wires: &wires{listeners: map[string]*pipeListener{}, cut: map[string]bool{}, conns: map[net.Conn][2]string{}}}
 	var founders []string
 	for i := range size {
 		founders = append(founders, c.claim(fmt.Sprintf("n%d", i+1)).id)
 	}
 	for _, n := range c.nodes {
-		c.start(n, func(cfg *Config) { cfg.Founders, cfg.Replicas = founders, 3 })
+		c.start(n, func(cfg *Config) {
+			cfg.Founders, cfg.Replicas = founders, 3
+			for _, edit := range with {
+				edit(cfg)
+			}
+		})
 	}
 	t.Cleanup(func() {
 		for _, n := range c.nodes {
@@ -284,7 +292,7 @@ func TestThreeNodes(t *testing.T) {
 // TestTransferInVain: a dead voter that is asked to lead, again and again, does not stop the
 // group.
 func TestTransferInVain(t *testing.T) {
-	c := newTestCluster(t, 3)
+	c := newTestCluster(t, 3, patient)
 	c.append("a")
 	lead := c.leader()
 	dead := c.nodes[(slices.Index(c.nodes, lead)+1)%3]
@@ -314,7 +322,10 @@ func TestGrow(t *testing.T) {
 	add(50)
 	for _, name := range []string{"n2", "n3", "n4"} {
 		n := c.claim(name)
-		c.start(n, func(cfg *Config) { cfg.Join = true })
+		c.start(n, func(cfg *Config) {
+			cfg.Join = true
+			patient(cfg)
+		})
 		if m := n.group().Members(); m != nil {
 			t.Fatal(m)
 		}
@@ -336,10 +347,12 @@ func TestGrow(t *testing.T) {
 	c.stop(first)
 	add(5)
 	c.settled(want, c.nodes[1:]...)
-	// It may start, and disturbs nobody.
+	// It may start, and disturbs nobody, though it stands long before another would.
 	c.start(first, nil)
 	lead, term := c.leader(), c.leader().log.groups[0].raft.CurrentTerm()
-	add(30)
+	for begin := time.Now(); time.Since(begin) < time.Second; {
+		add(10)
+	}
 	if now := c.leader(); now != lead || now.log.groups[0].raft.CurrentTerm() != term {
 		t.Error("a removed node disturbs the cluster")
 	}
