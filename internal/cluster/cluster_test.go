@@ -592,24 +592,22 @@ func TestTransferToDead(t *testing.T) {
 func TestLeaderHint(t *testing.T) {
 	w := newWorld(t, 1)
 	w.found("n1", "n2", "n3")
-	leader := w.leader(0)
-	var left *member
 	for _, m := range w.members {
-		if m != leader && left == nil {
-			left = m
-		}
+		w.await("it knows where the others are", func() bool {
+			v, err := m.Cluster.Cluster(t.Context())
+			unknown := func(m node.Member) bool { return m.HTTP == "" }
+			return err == nil && !slices.ContainsFunc(v.Members, unknown)
+		})
 	}
-	w.await("it knows the leader and where it is", func() bool {
-		v, err := left.Cluster.Cluster(t.Context())
-		unknown := func(m node.Member) bool { return m.HTTP == "" }
-		return err == nil && left.Health().Ready && !slices.ContainsFunc(v.Members, unknown)
+	// The leader last: until then there is a majority.
+	w.other(w.leader(0)).stop()
+	var leader, left *member
+	w.await("it knows the leader", func() bool { // another one, perhaps, than before
+		leader = w.leader(0)
+		left = w.other(leader)
+		h := left.Health()
+		return h.Ready && h.Shards[0].Leader == leader.name
 	})
-	// The leader last: until then it has a majority, and nobody else is elected.
-	for _, m := range w.members {
-		if m != left && m != leader {
-			m.stop()
-		}
-	}
 	leader.stop()
 	w.await("the hint", func() bool {
 		_, err := left.Transaction(t.Context(), node.NewID().String())
