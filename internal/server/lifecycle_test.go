@@ -68,8 +68,22 @@ func TestWaitOutlivesTheRequest(t *testing.T) {
 	if w := ask(t, s, "POST", "/v1/transactions", someBody, TimeoutHeader, "20ms"); w.Code != 200 || !strings.Contains(w.Body.String(), `"preparing"`) {
 		t.Errorf("REST: %d %s", w.Code, w.Body)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	// Over gRPC the client ends its wait by itself: the server's ends before.
+	const timeout, before = 20 * time.Second, 250 * time.Millisecond
+	s = newServer(t, &fake{submit: func(ctx context.Context, _ node.Submission) (node.Transaction, error) {
+		if end, ok := ctx.Deadline(); !ok || time.Until(end) > timeout-before {
+			t.Errorf("gRPC: the wait ends in %v, %v; the client's in %v at most", time.Until(end), ok, timeout)
+		}
+		return node.Transaction{ID: someID, State: "preparing"}, nil
+	}}, Limits{})
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
+	submitsPreparing(ctx, t, s)
+}
+
+// submitsPreparing submits over gRPC what is preparing when it is answered.
+func submitsPreparing(ctx context.Context, t *testing.T, s *Server) {
+	t.Helper()
 	tx, err := assentv1.NewTransactionServiceClient(dial(t, s)).SubmitTransaction(ctx, &assentv1.SubmitTransactionRequest{
 		Operations: []*assentv1.Operation{{Service: "a", Payload: []byte("1")}},
 	})
@@ -83,12 +97,13 @@ func TestDefaultDeadline(t *testing.T) {
 	if w := ask(t, s, "POST", "/v1/transactions", someBody); w.Code != 200 || !strings.Contains(w.Body.String(), `"preparing"`) {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
+	submitsPreparing(context.Background(), t, s) // without a deadline of the client's
 }
 
 // TestWaitOutlivesTheReadTimeout: the time limits of reading a body and of writing
 // an answer do not bound the wait between them, and the connection stays in use.
 func TestWaitOutlivesTheReadTimeout(t *testing.T) {
-	s := newServer(t, &fake{submit: waiting(nil)}, Limits{ReadTimeout: 300 * time.Millisecond, WriteTimeout: 300 * time.Millisecond, RequestTimeout: time.Second})
+	s := newServer(t, &fake{submit: waiting(nil)}, Limits{ReadTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second, RequestTimeout: 2750 * time.Millisecond})
 	url, _ := serve(t, s)
 	c := newClient(t)
 	for range 2 {
@@ -102,7 +117,7 @@ func TestWaitOutlivesTheReadTimeout(t *testing.T) {
 		if r.StatusCode != 200 || !strings.Contains(string(body), `"preparing"`) {
 			t.Fatalf("%d %s", r.StatusCode, body)
 		}
-		if took := time.Since(begin); took < 600*time.Millisecond {
+		if took := time.Since(begin); took < 2400*time.Millisecond {
 			t.Fatalf("the wait was cut short after %v", took)
 		}
 	}
