@@ -138,10 +138,16 @@ func TestHangingAndSlowAnswersEndAtTheTimeout(t *testing.T) {
 	t.Cleanup(func() { close(release) }) // before the server's own Close
 	cl := newClient(t, Config{})
 	e := at(s.URL)
-	e.PrepareTimeout, e.FinishTimeout = 300*time.Millisecond, 300*time.Millisecond // time to connect and send
-	for _, phase := range []rm.Phase{rm.Prepare, rm.Commit, rm.Status} {
-		r := ask(t, cl, call(phase), e)
-		if r.Kind != rm.Indefinite || !r.Sent || !strings.Contains(r.Reason, "no answer within 300ms") {
+	e.PrepareTimeout, e.FinishTimeout = 2*time.Second, 2*time.Second // time to connect and send
+	answers := map[rm.Phase]chan rm.Result{}
+	for i, phase := range []rm.Phase{rm.Prepare, rm.Commit, rm.Status} {
+		c, answer := call(phase), make(chan rm.Result, 1)
+		c.Branch = uint32(i) // none of them ends another
+		cl.Call(c, e, func(r rm.Result) { answer <- r })
+		answers[phase] = answer
+	}
+	for phase, answer := range answers {
+		if r := receive(t, answer); r.Kind != rm.Indefinite || !r.Sent || !strings.Contains(r.Reason, "no answer within 2s") {
 			t.Errorf("%s: %+v", phase, r)
 		}
 	}

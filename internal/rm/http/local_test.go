@@ -19,11 +19,12 @@ type localStub struct {
 	executed     rm.Result
 	err          error
 	panics       bool
-	stuck        bool // until the context ends
+	stuck        chan<- struct{} // told when a prepare begins, which ends with its context
 }
 
 func (s *localStub) Prepare(ctx context.Context, _ *rm.Call) (vote, reason string, results [][]byte, err error) {
-	if s.stuck {
+	if s.stuck != nil {
+		s.stuck <- struct{}{}
 		<-ctx.Done()
 		return "", "", nil, ctx.Err()
 	}
@@ -126,14 +127,17 @@ func TestLocalEnds(t *testing.T) {
 // TestLocalDeadline: a stuck call ends at its timeout, and soon after its branch is
 // decided.
 func TestLocalDeadline(t *testing.T) {
-	cl, e := localClient(t, &localStub{stuck: true, outcome: rm.OutcomeRolledBack})
+	begun := make(chan struct{}, 2)
+	cl, e := localClient(t, &localStub{stuck: begun, outcome: rm.OutcomeRolledBack})
 	short := e
 	short.PrepareTimeout = 10 * time.Millisecond
 	if r := askedLocally(t, cl, short, &rm.Call{Phase: rm.Prepare, Service: "s"}); r.Kind != rm.Indefinite || !r.Sent {
 		t.Errorf("at its timeout: %+v", r)
 	}
+	receive(t, begun)
 	answer := make(chan rm.Result, 1)
 	cl.Call(&rm.Call{Phase: rm.Prepare, Service: "s", Branch: 1}, e, func(r rm.Result) { answer <- r })
+	receive(t, begun) // decided before, it would not be asked at all
 	if r := askedLocally(t, cl, e, &rm.Call{Phase: rm.Rollback, Service: "s", Branch: 1}); r.Kind != rm.Done {
 		t.Errorf("rollback: %+v", r)
 	}
