@@ -52,27 +52,49 @@ func New(binary, data string, extra ...string) (*Process, error) {
 	return p, nil
 }
 
-// given are the ports that FreeAddress has returned.
-var given sync.Map
+// ports gives away ports, each once, of ranges that no other process has: the process
+// listens on the first port of a range as long as it lives.
+type ports struct {
+	mu        sync.Mutex
+	ranges    []net.Listener
+	next, end int // of the range taken last
+}
 
-// FreeAddress is a loopback address that nobody listens on, each time another one. Its
-// port is none that the system gives to outgoing connections: so it stays free while a
-// process that is to come back there is down.
-func FreeAddress() (string, error) {
-	const lowest, ports, tries = 12000, 20000, 1000
+var given ports
+
+// FreeAddress is a loopback address that nobody listens on, each time another one, and
+// none that another process gets here. Its port is none that the system gives to outgoing
+// connections: so it stays free while a process that is to come back there is down.
+func FreeAddress() (string, error) { return given.free() }
+
+func (p *ports) free() (string, error) {
+	const lowest, ranges, size, tries = 12000, 100, 200, 1000
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var last error
 	for range tries {
-		port := lowest + rand.IntN(ports)
-		if _, taken := given.LoadOrStore(port, true); taken {
-			continue
+		if p.next == p.end {
+			first := lowest + rand.IntN(ranges)*size
+			l, err := listen(first)
+			if err != nil {
+				last = err // another process has the range
+				continue
+			}
+			p.ranges = append(p.ranges, l)
+			p.next, p.end = first+1, first+size
 		}
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		l, err := listen(p.next)
+		p.next++
 		if err == nil {
-			return ln.Addr().String(), ln.Close()
+			return l.Addr().String(), l.Close()
 		}
 		last = err
 	}
 	return "", fmt.Errorf("no free port: %w", last)
+}
+
+func listen(port int) (net.Listener, error) {
+	return net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 }
 
 // Use has the next start run another binary.
