@@ -24,8 +24,11 @@ const (
 func decodePrepare(status int, body []byte, mayReadOnly bool, maxResults int) rm.Result {
 	a, err := parseAnswer(body)
 	if status == http.StatusConflict {
+		if err != nil || a.vote == nil || *a.vote != "no" { // of a proxy, say: the participant may have committed in one phase
+			return indefinite("answer 409 to prepare has no vote", body)
+		}
 		reason := "the participant answered 409"
-		if err == nil && a.reason != nil {
+		if a.reason != nil {
 			reason = printable(*a.reason, maxReasonBytes)
 		}
 		return rm.Result{Kind: rm.No, Reason: reason}
