@@ -154,7 +154,19 @@ func (n *native) repeat(ctx context.Context, c *Call) (v Vote, found bool, err e
 	case c.OnePhase:
 		return Vote{}, true, fmt.Errorf("%w: the branch was prepared with one_phase=false", ErrStale)
 	}
+	if err := n.replicated(ctx); err != nil {
+		return Vote{}, true, err
+	}
 	return Vote{Vote: "yes", Results: n.held.results(c)}, true, nil
+}
+
+// replicated returns when all that is in the log by now has reached the synchronous
+// standbys, if there are to be any: a transaction is in pg_prepared_xacts before its PREPARE
+// has waited for them, and a wait that a time limit has ended is a success with a warning.
+func (n *native) replicated(ctx context.Context) error {
+	// A row's lock is logged, so the commit of this waits; without standbys there is none.
+	_, err := n.p.cfg.DB.ExecContext(ctx, `SELECT FROM assent_cluster WHERE current_setting('synchronous_standby_names') <> '' FOR KEY SHARE`)
+	return err
 }
 
 // finish commits or rolls back the branch, or says what became of it.
@@ -199,7 +211,7 @@ func (n *native) finishOnce(ctx context.Context, c *Call) (Outcome, error) {
 		}
 	}
 	if ended && c.Phase == PhaseCommit {
-		return OutcomeCommitted, nil
+		return OutcomeCommitted, n.replicated(ctx)
 	}
 	// The row says how it ended; a rollback leaves its tombstone.
 	var outcome Outcome
