@@ -369,7 +369,8 @@ func TestRefusalAfterUndecided(t *testing.T) {
 	const committed = `{"code":9,"message":"it is committed","details":[{"reason":"ALREADY_COMMITTED","domain":"assent"}]}`
 	for name, first := range map[string]string{"lost": "", "preparing": `{"id":"ID","state":"preparing"}`, "committing": `{"id":"ID","state":"committing"}`} {
 		t.Run(name, func(t *testing.T) {
-			id := assent.NewID()
+			var id atomic.Value // asked for in the background, too
+			id.Store(assent.NewID())
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			var posts atomic.Int64
@@ -377,18 +378,18 @@ func TestRefusalAfterUndecided(t *testing.T) {
 				w := httptest.NewRecorder()
 				say := func(status int, body string) (*http.Response, error) {
 					w.WriteHeader(status)
-					_, _ = io.WriteString(w, strings.ReplaceAll(body, "ID", id))
+					_, _ = io.WriteString(w, strings.ReplaceAll(body, "ID", id.Load().(string))) //nolint:forcetypeassert // it is
 					return w.Result(), nil
 				}
 				switch {
 				case strings.HasSuffix(req.URL.Path, ":begin"):
 					var body struct{ ID string }
 					_ = json.NewDecoder(req.Body).Decode(&body)
-					id = body.ID
+					id.Store(body.ID)
 					return say(200, `{"id":"ID","state":"active"}`)
 				case strings.HasSuffix(req.URL.Path, "/rollback"):
 					return say(409, committed)
-				case req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, id):
+				case req.Method == http.MethodGet && strings.HasPrefix(req.URL.Path, "/v1/transactions/"):
 					return say(200, `{"id":"ID","state":"committing"}`)
 				case !strings.HasSuffix(req.URL.Path, "/transactions") && !strings.HasSuffix(req.URL.Path, "/commit"):
 					return say(404, "")
@@ -404,7 +405,7 @@ func TestRefusalAfterUndecided(t *testing.T) {
 				return say(413, tooLarge)
 			}
 			var u *assent.UnknownOutcomeError
-			got, err := client(t, "http://127.0.0.1:1", network).Submit(ctx, assent.Submission{ID: id, Completed: true, Operations: []assent.Operation{{Service: "a", Payload: 1}}})
+			got, err := client(t, "http://127.0.0.1:1", network).Submit(ctx, assent.Submission{ID: id.Load().(string), Completed: true, Operations: []assent.Operation{{Service: "a", Payload: 1}}})
 			if !errors.As(err, &u) {
 				t.Errorf("Submit: %+v, %T %v", got, err, err)
 			}
