@@ -48,6 +48,7 @@ func TestAgent(t *testing.T) {
 		"executes": executes, "executes reads": executesReads, "execute refusals": executeRefusals, "execute locks": executeLocks,
 		"execute session killed": executeSessionKilled, "execute agent restarts": executeAgentRestarts, "execute limits": executeLimits, "execute over HTTP": executeOverHTTP,
 		"execute connections cut": executeConnectionsCut,
+		"writes by functions":     writesByFunctions, "standby": standby, "pooler": behindPooler, "idle session ended": idleSessionEnded,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, b) })
 	}
@@ -288,10 +289,10 @@ func results(t *testing.T, b *bed) {
 	id := newID()
 	v := vote(t, a, prepareCall(id,
 		op(`{"sql":"UPDATE account SET balance = balance - 1 WHERE id = 1 RETURNING id, balance, note"}`, take5),
-		op(`{"sql":"SELECT 1.50::numeric AS n, true AS b, '{\"k\":[1]}'::jsonb AS j, 'te\"xt' AS t, 'NaN'::float8 AS nan, DATE '2026-01-02' AS d"}`)), "yes", "")
+		op(`{"sql":"SELECT 1.50::numeric AS n, true AS b, '{\"k\":[1]}'::jsonb AS j, 'te\"xt' AS t, 'NaN'::float8 AS nan, DATE '2026-01-02' AS d, '\\x00ff'::bytea AS raw"}`)), "yes", "")
 	want := []string{
 		`{"statements":[{"row_count":1,"rows":[{"id":1,"balance":99,"note":null}]},{"row_count":1}]}`,
-		`{"statements":[{"row_count":1,"rows":[{"n":1.50,"b":true,"j":{"k":[1]},"t":"te\"xt","nan":"NaN","d":"2026-01-02T00:00:00Z"}]}]}`,
+		`{"statements":[{"row_count":1,"rows":[{"n":1.50,"b":true,"j":{"k":[1]},"t":"te\"xt","nan":"NaN","d":"2026-01-02T00:00:00Z","raw":"\\x00ff"}]}]}`,
 	}
 	for i := range want {
 		if i >= len(v.Results) || string(v.Results[i]) != want[i] {
@@ -300,7 +301,7 @@ func results(t *testing.T, b *bed) {
 	}
 	if again := vote(t, a, prepareCall(id,
 		op(`{"sql":"UPDATE account SET balance = balance - 1 WHERE id = 1 RETURNING id, balance, note"}`, take5),
-		op(`{"sql":"SELECT 1.50::numeric AS n, true AS b, '{\"k\":[1]}'::jsonb AS j, 'te\"xt' AS t, 'NaN'::float8 AS nan, DATE '2026-01-02' AS d"}`)), "yes", ""); len(again.Results) != 2 {
+		op(`{"sql":"SELECT 1.50::numeric AS n, true AS b, '{\"k\":[1]}'::jsonb AS j, 'te\"xt' AS t, 'NaN'::float8 AS nan, DATE '2026-01-02' AS d, '\\x00ff'::bytea AS raw"}`)), "yes", ""); len(again.Results) != 2 {
 		t.Errorf("a duplicate got %s", again.Results)
 	}
 	finish(t, a, id, participant.PhaseRollback, participant.OutcomeRolledBack)

@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"slices"
 	"strconv"
 	"strings"
@@ -292,7 +294,8 @@ func inSession(ctx context.Context, pg *pgconn.PgConn, sql string) (string, erro
 			delete(known, text)
 		}
 	}
-	name := "assent_" + strconv.Itoa(len(known))
+	digest := sha256.Sum256([]byte(sql)) // a pooler may have lent the server's session to another process
+	name := "assent_" + hex.EncodeToString(digest[:16])
 	if _, err := pg.Prepare(ctx, name, sql, nil); err != nil {
 		return "", err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -75,6 +76,9 @@ func decode(payload []byte) (*operation, error) {
 		if word := transactionControl(s.SQL); word != "" {
 			return nil, fmt.Errorf("statements[%d]: %s is not for a statement: the agent begins and ends the transaction", i, word)
 		}
+		if why := outlives(s.SQL); why != "" {
+			return nil, fmt.Errorf("statements[%d]: %s", i, why)
+		}
 	}
 	return op, nil
 }
@@ -87,6 +91,27 @@ func transactionControl(sql string) string {
 	case "BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE", "EXECUTE", "DEALLOCATE",
 		"SET", "RESET", "DISCARD", "LISTEN", "UNLISTEN", "NOTIFY", "DECLARE", "FETCH", "MOVE", "CLOSE", "COPY", "VACUUM", "DO", "CALL":
 		return word
+	}
+	return ""
+}
+
+var (
+	setConfig      = regexp.MustCompile(`(?i)\bset_config\s*\(`)
+	setConfigLocal = regexp.MustCompile(`(?i)\bset_config\s*\((?:[^()']|'(?:[^']|'')*')*,\s*true\s*\)`)
+)
+
+// outlives says what a statement's text calls that a session keeps when the branch is
+// prepared, or "": sessions serve other transactions next. PREPARE TRANSACTION refuses what
+// has notified, and a branch that seems to read only is not prepared.
+func outlives(sql string) string {
+	switch {
+	case !strings.Contains(sql, "_"):
+	case hasWord(sql, "PG_NOTIFY"):
+		return "pg_notify: a transaction that notifies cannot be prepared"
+	case hasWord(sql, "PG_ADVISORY_LOCK", "PG_ADVISORY_LOCK_SHARED", "PG_TRY_ADVISORY_LOCK", "PG_TRY_ADVISORY_LOCK_SHARED"):
+		return "the session would keep the advisory lock: use the function of the same name with _xact_"
+	case len(setConfig.FindAllStringIndex(sql, -1)) != len(setConfigLocal.FindAllStringIndex(sql, -1)):
+		return "the session would keep what set_config sets: write true as its last argument"
 	}
 	return ""
 }

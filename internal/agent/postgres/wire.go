@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -12,9 +13,10 @@ import (
 // back matters only by its errors and its last command tag; so nothing is described,
 // no result is built, and no goroutine watches the context.
 type trip struct {
-	buf  []byte
-	err  error // of an encoding
-	bind pgproto3.Bind
+	buf    []byte
+	err    error // of an encoding
+	bind   pgproto3.Bind
+	strict bool // a warning is an error
 }
 
 var trips = sync.Pool{New: func() any { return new(trip) }}
@@ -28,7 +30,7 @@ func (t *trip) free() {
 	if cap(t.buf) > maxPooledTrip {
 		t.buf = nil
 	}
-	t.buf, t.err = t.buf[:0], nil
+	t.buf, t.err, t.strict = t.buf[:0], nil, false
 	t.bind = pgproto3.Bind{}
 	trips.Put(t)
 }
@@ -61,7 +63,11 @@ func (t *trip) once(sql string) {
 func (t *trip) end() { t.put(endTrip) }
 
 // alone is the whole trip of a statement that must be alone.
-func (t *trip) alone(sql string) { t.put(&pgproto3.Query{String: sql}) }
+// A warning is an error then: a time limit that ends the wait for a standby is no more.
+func (t *trip) alone(sql string) {
+	t.put(&pgproto3.Query{String: sql})
+	t.strict = true
+}
 
 // run makes the trip and returns the tag of the last command. After an error of the
 // server's the session may be in an aborted transaction; after any other one, and when
@@ -92,6 +98,10 @@ func (t *trip) run(ctx context.Context, pg *pgconn.PgConn) (tag string, err erro
 		switch msg := msg.(type) {
 		case *pgproto3.CommandComplete:
 			tag = string(msg.CommandTag)
+		case *pgproto3.NoticeResponse:
+			if t.strict && msg.SeverityUnlocalized == "WARNING" { // done here, and on no standby
+				err = errors.New(msg.Message)
+			}
 		case *pgproto3.ErrorResponse:
 			err = pgconn.ErrorResponseToPgError(msg)
 		case *pgproto3.ReadyForQuery:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -120,16 +121,24 @@ func executedWrote(ctx context.Context, tx *sql.Tx) (bool, error) {
 // readOnly runs operations from the first on where nothing can be written: the server
 // decides whether they only read. If they do not, nothing has happened.
 func (w *worker) readOnly(ctx context.Context, tx *sql.Tx, operations []*operation, first int) (results []operationResult, only bool, err error) {
-	if _, err := tx.ExecContext(ctx, `SAVEPOINT assent_read; SET LOCAL transaction_read_only = on`); err != nil {
+	if _, err := tx.ExecContext(ctx, `SAVEPOINT assent_read; SET LOCAL transaction_read_only = on; SELECT set_config('assent.writers', `+writers+`, true)`); err != nil {
 		return nil, false, err
 	}
-	results, err = w.run(ctx, tx, operations, first)
-	if sqlState(err) == readOnlyTransaction {
+	wrote := false
+	if results, err = w.run(ctx, tx, operations, first); err == nil {
+		err = tx.QueryRowContext(ctx, `SELECT current_setting('assent.writers') <> `+writers).Scan(&wrote)
+	}
+	if wrote || sqlState(err) == readOnlyTransaction {
 		_, err = tx.ExecContext(ctx, `ROLLBACK TO SAVEPOINT assent_read`)
 		return nil, false, err
 	}
 	return results, err == nil, err
 }
+
+// writers is how many have written of the transaction and its subtransactions. The server's
+// read-only mode lets functions pass that write no table: large objects, messages in the log.
+const writers = `(SELECT CASE WHEN txid_current_if_assigned() IS NULL THEN '0'
+	ELSE (SELECT count(*)::text FROM pg_locks WHERE locktype = 'transactionid' AND pid = pg_backend_pid() AND granted) END)`
 
 // operationResult is the encoded result of an operation.
 type operationResult struct {
@@ -290,6 +299,8 @@ func encodeValue(kind string, v sql.NullString) []byte {
 		return []byte("null")
 	}
 	switch kind {
+	case "BYTEA": // as the server writes it
+		return quote(`\x` + hex.EncodeToString([]byte(v.String)))
 	case "INT2", "INT4", "INT8", "FLOAT4", "FLOAT8", "NUMERIC", "BOOL", "JSON", "JSONB":
 		if json.Valid([]byte(v.String)) { // NaN and Infinity are not
 			return []byte(v.String)
@@ -352,6 +363,8 @@ func (w *worker) verdict(ctx context.Context, tx *sql.Tx, err error) error {
 	}
 	switch {
 	case server.Code == serialization, server.Code == deadlock:
+		return err
+	case server.Code == "25P03", server.Code == "25P04": // the server has ended the session: idle, or open too long
 		return err
 	case server.Code == lockNotAvailable:
 		return conflict("lock_timeout", "%s, retryable: %v", server.Code, err)
