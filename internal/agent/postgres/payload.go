@@ -105,15 +105,29 @@ var (
 // has notified, and a branch that seems to read only is not prepared.
 func outlives(sql string) string {
 	switch {
-	case !strings.Contains(sql, "_"):
+	case !mayOutlive(sql):
 	case hasWord(sql, "PG_NOTIFY"):
 		return "pg_notify: a transaction that notifies cannot be prepared"
 	case hasWord(sql, "PG_ADVISORY_LOCK", "PG_ADVISORY_LOCK_SHARED", "PG_TRY_ADVISORY_LOCK", "PG_TRY_ADVISORY_LOCK_SHARED"):
 		return "the session would keep the advisory lock: use the function of the same name with _xact_"
-	case len(setConfig.FindAllStringIndex(sql, -1)) != len(setConfigLocal.FindAllStringIndex(sql, -1)):
+	case hasWord(sql, "SET_CONFIG") && len(setConfig.FindAllStringIndex(sql, -1)) != len(setConfigLocal.FindAllStringIndex(sql, -1)):
 		return "the session would keep what set_config sets: write true as its last argument"
 	}
 	return ""
+}
+
+// mayOutlive reports whether a text has "pg_" or "set_" at all, at the cost of a glance.
+func mayOutlive(sql string) bool {
+	for at := 0; ; at++ {
+		next := strings.IndexByte(sql[at:], '_')
+		if next < 0 {
+			return false
+		}
+		at += next
+		if at >= 2 && strings.EqualFold(sql[at-2:at], "pg") || at >= 3 && strings.EqualFold(sql[at-3:at], "set") {
+			return true
+		}
+	}
 }
 
 // firstWord is the first key word of a statement in upper case, behind comments.
