@@ -539,26 +539,7 @@ func TestRunUnknownOfAnother(t *testing.T) {
 // TestCommitRefusedByAProxy: a commit whose answer was lost is not undone by what a proxy
 // says to its repetition.
 func TestCommitRefusedByAProxy(t *testing.T) {
-	url := coordinator(t)
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
-	var commits atomic.Int64
-	c := client(t, url, roundTripper(func(req *http.Request) (*http.Response, error) {
-		if !strings.HasSuffix(req.URL.Path, "/commit") {
-			return transport.RoundTrip(req)
-		}
-		if commits.Add(1) == 1 {
-			resp, err := transport.RoundTrip(req)
-			if err == nil {
-				_, _ = io.Copy(io.Discard, resp.Body)
-				_ = resp.Body.Close()
-			}
-			return nil, errBroken
-		}
-		w := httptest.NewRecorder()
-		http.Error(w, "no such page", http.StatusNotFound)
-		return w.Result(), nil
-	}))
+	c := client(t, coordinator(t), lostThen(t, "/commit", func(w http.ResponseWriter) { http.Error(w, "no such page", http.StatusNotFound) }))
 	var id string
 	err := c.Run(t.Context(), func(ctx context.Context, tx *assent.Tx) error {
 		id = tx.ID()

@@ -62,23 +62,25 @@ func startSlow(t *testing.T, shards, slow uint32) (*system, *slowLog) {
 	return s, l
 }
 
+// short is a context of so many milliseconds.
+func short(t *testing.T, ms int) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(ms)*time.Millisecond)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // A submission is repeated while the record of its first try is on its way into the log,
 // and its service is being removed by then: a refusal says that nothing was changed.
 func TestRefusedWhileItsRecordIsOnItsWay(t *testing.T) {
 	s, log := startSlow(t, 2, 1)
 	f := newFake(t, "f")
 	s.register(f, nil)
-	short := func(ms int) context.Context {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(ms)*time.Millisecond)
-		t.Cleanup(cancel)
-		return ctx
-	}
 	sub := node.Submission{ID: node.NewID().At(1, 2).String(), Operations: []node.Operation{op("f", "k")}}
 	log.gate.Lock()
-	_, first := s.node.Submit(short(50), sub)
+	_, first := s.node.Submit(short(t, 50), sub)
 	wantCode(t, first, reason.OutcomeUnknown)
-	_, _ = s.node.DeleteService(short(50), "f")
-	_, again := s.node.Submit(short(500), sub)
+	_, _ = s.node.DeleteService(short(t, 50), "f")
+	_, again := s.node.Submit(short(t, 500), sub)
 	log.gate.Unlock()
 	s.eventually("it is over", func() bool {
 		r, err := s.node.Transaction(t.Context(), sub.ID)
@@ -92,18 +94,13 @@ func TestStepRefusedWhileItsRecordIsOnItsWay(t *testing.T) {
 	s, log := startSlow(t, 2, 1)
 	f := newFake(t, "f")
 	s.register(f, nil)
-	short := func(ms int) context.Context {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(ms)*time.Millisecond)
-		t.Cleanup(cancel)
-		return ctx
-	}
 	tx := s.begin(node.Beginning{ID: node.NewID().At(1, 2).String()})
 	step := node.Step{Number: 1, Operations: []node.StepOperation{{Operation: op("f", "k")}}}
 	log.gate.Lock()
-	_, first := s.node.Enlist(short(50), tx.ID, step)
+	_, first := s.node.Enlist(short(t, 50), tx.ID, step)
 	wantCode(t, first, reason.OutcomeUnknown)
-	_, _ = s.node.DeleteService(short(50), "f")
-	_, again := s.node.Enlist(short(500), tx.ID, step)
+	_, _ = s.node.DeleteService(short(t, 50), "f")
+	_, again := s.node.Enlist(short(t, 500), tx.ID, step)
 	log.gate.Unlock()
 	wantCode(t, again, reason.OutcomeUnknown)
 	s.eventually("the step is taken", func() bool {
